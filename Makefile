@@ -1,0 +1,31 @@
+# Two commands do everything: `make compare` and `make test`. Each sets up .venv first when it is missing.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+setup: .venv/ready ## make .venv and install everything, once
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=python3.12 setup"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+compare: .venv/ready ## train sinusoidal, learned, alibi and rope on the embedded text, and report (ARGS="--seeds 0 1 2" adds options)
+	$(BIN)/python compare.py $(ARGS)
+
+test: .venv/ready ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/ready ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## remove runs' caches and what tools left, not runs/ and not .venv
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: help setup compare test lint clean

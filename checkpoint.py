@@ -1,0 +1,247 @@
+"""A run folder: what a run leaves behind, each file whole or not there at all.
+
+runs/<name>/config.yaml         what was asked, complete
+           /metrics.jsonl       one line an event: step, split, loss, bits_per_byte, ...
+           /model.safetensors   weights after the last step, no metadata: its hash is the run's identity
+           /tokenizer.json      readable by the tokenizers library
+           /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
+           /wandb/              the same curves, offline unless asked otherwise
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+
+from cli import BadInput
+from data import DataConfig, load_tokenizer
+from model import ModelConfig, Transformer
+from rope import RopeConfig
+
+FILES = ("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "wandb")
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that whoever looks sees the old one or the new one, never a part: write aside, flush, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The folder of a run that is being trained.
+
+    Args:
+        path: where it will be.
+        configs: the sections data, model and run, as dataclasses.
+        overwrite: whether a run that is already there may be replaced.
+
+    Raises:
+        BadInput: if another run is there, or the folder cannot be made.
+    """
+
+    def __init__(self, path: Path, configs: dict[str, Any], overwrite: bool) -> None:
+        self.path = path
+        refuse_taken(path, overwrite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for name in FILES:  # only what a run leaves behind: anything else in the folder is the user's
+                old = path / name
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+            sections = {name: asdict(config) for name, config in configs.items()}
+            write_whole(path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
+            self.metrics: TextIO = open(path / "metrics.jsonl", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise BadInput(f"--run.out {path} cannot be written ({error.strerror}): name a folder that can") from error
+
+    def log(self, step: int, split: str, **values: float) -> None:
+        """Add one event to metrics.jsonl. A value that is no finite number becomes null: JSON has no NaN."""
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def result(self, status: str, **values: Any) -> None:
+        """Say how far the run got: running, finished, interrupted or failed."""
+        write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
+
+    def save(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        """Write the weights and the tokenizer."""
+        write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_whole(self.path / "model.safetensors", save(weights))
+
+
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raise BadInput if a run, or something that is no run, stands where a new run should go."""
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--run.out {path} is a file: name a folder")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / "config.yaml").exists():
+        raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
+    if not overwrite:
+        result = read_result(path)
+        state = result.get("status", "unfinished")
+        how_far = f" at step {result['step']} of {result['steps']}" if {"step", "steps"} <= result.keys() else ""
+        raise BadInput(
+            f"--run.out {path} already holds a run ({state}{how_far}): choose another --run.name, "
+            f"or replace it with --run.overwrite true"
+        )
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run's result.json says; empty if it has none or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run's metrics.jsonl, a half-written last line left out."""
+    with contextlib.suppress(FileNotFoundError), open(path / "metrics.jsonl", encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+@dataclass
+class Run:
+    """A finished run, loaded: its configs, its model in evaluation mode, its tokenizer."""
+
+    path: Path
+    data: DataConfig
+    model_config: ModelConfig
+    settings: dict[str, Any]  # the section run of config.yaml
+    model: Transformer
+    tokenizer: Tokenizer
+
+
+def load_run(path: str | Path, device: str = "cpu") -> Run:
+    """Load a finished run from its folder.
+
+    Raises:
+        BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise BadInput(
+            f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
+        )
+    if not (path / "model.safetensors").is_file():
+        result = read_result(path)
+        raise BadInput(
+            f"{path} has no weights: its run is {result.get('status', 'unfinished')} at step {result.get('step', 0)} "
+            f"of {result.get('steps', 'an unknown number')}; train it again with --run.overwrite true"
+        )
+    try:
+        sections = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        rope = RopeConfig(**sections["model"].pop("rope"))
+        config = ModelConfig(**sections["model"], rope=rope)
+        data = DataConfig(**sections["data"])
+        tokenizer = load_tokenizer(path / "tokenizer.json")
+        model = Transformer(config)
+        model.load_state_dict(load_file(path / "model.safetensors"))
+    except (
+        OSError,
+        SafetensorError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise BadInput(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise BadInput(f"{path}/tokenizer.json is damaged: {' '.join(str(error).split())[:200]}") from error
+    return Run(path, data, config, sections["run"], model.to(device).eval(), tokenizer)
+
+
+class Curves:
+    """Curves for Weights & Biases, which never end a run: after the first failure they say so once and fall silent.
+
+    Args:
+        mode: offline (files under the run folder), online or disabled.
+        folder: the run folder.
+        name: the run's name.
+        config: everything that was asked, for W&B's table.
+    """
+
+    def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any]) -> None:
+        self.run = None
+        if mode == "disabled":
+            return
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no reports of crashes to anyone
+        with self.surviving("start"):
+            import wandb
+
+            settings = wandb.Settings(silent=True, console="off", init_timeout=30)
+            self.run = wandb.init(
+                project="minroformer",
+                name=name,
+                dir=folder,
+                mode=mode,
+                config=config,
+                settings=settings,
+                reinit="create_new",
+            )
+
+    @contextlib.contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.run = None
+            print(
+                f"W&B could not {what} ({' '.join(str(error).split())[:200]}); training goes on without it",
+                file=sys.stderr,
+            )
+
+    def log(self, step: int, split: str, **values: float) -> None:
+        if self.run is not None:
+            with self.surviving("log"):
+                self.run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def finish(self, exit_code: int = 0) -> None:
+        if self.run is not None:
+            with self.surviving("finish"):
+                self.run.finish(exit_code=exit_code)
+                self.run = None
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
+    import platform
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        **gpu,
+    }

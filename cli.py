@@ -1,0 +1,86 @@
+"""What every script does at its edge: parse typed options, say what is wrong in one line, end with an honest exit code.
+
+Exit codes: 0 done; 2 bad input; 3 failed while running; 130 interrupted by Ctrl-C; 143 by SIGTERM.
+"""
+
+import difflib
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+
+class BadInput(ValueError):
+    """Something that cannot be done was asked for. The message names the flag or file, the value, and what would do."""
+
+
+class RunFailed(RuntimeError):
+    """Something broke after the work had begun, a NaN loss say. What was logged up to then is kept."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word closest to a misspelt one, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with every error in one line that suggests the nearest right name."""
+
+    def known_names(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+    def error(self, message: str | Exception, exception: Exception | None = None) -> NoReturn:
+        if isinstance(exception, BadInput):
+            raise exception
+        line = " ".join(str(message).split())
+        known = [name.lstrip("-") for name in self.known_names()]
+        if wrong := re.match(r'Parser key "([\w.]+)": .*?Expected an? (.*?)\.? Got value: (.*)', line):
+            name, kind, value = wrong.groups()
+            choices = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
+            wanted = f"one of {', '.join(choices)}" if choices else re.sub(r"<class '(\w+)'>", r"\1", kind)
+            line = f"--{name} {value}: expected {wanted}{nearest(value, choices)}"
+        elif wrong := re.match(
+            r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
+        ):
+            line = f"--{wrong[1]} {wrong[3]}: expected " + re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
+        elif wrong := re.match(r'Parser key "config": (.*)', line):
+            line = f"--config: {wrong[1]}"
+        elif line.startswith("Problems parsing config"):
+            line = f"--config: not YAML: {line}"
+        elif unknown := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", line):
+            line += nearest(unknown[1], self.known_names())
+        elif unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line):
+            name = f"{unknown[1]}.{unknown[2]}"
+            line = f"{name} is not an option{nearest(name, known)}"
+        elif unknown := re.search(r"Option '([\w.]+)' is not accepted", line):
+            line = f"{unknown[1]} is not an option{nearest(unknown[1], known)}"
+        raise BadInput(line) from exception
+
+
+def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
+    """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
+    name = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        main(argv)
+        code = 0
+    except BadInput as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except (RunFailed, MemoryError) as error:
+        print(f"{name}: {error or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
+        code = 3
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        print(f"{name}: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
+        code = 3
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

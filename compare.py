@@ -1,0 +1,543 @@
+"""Schemes x seeds -> runs -> curves, table, report: which way of knowing order is better, where, and how sure that is.
+
+    python compare.py                                            sinusoidal, learned, alibi and rope, one seed
+    python compare.py --schemes rope alibi --seeds 0 1 2         with intervals
+    python compare.py --schemes rope none --model.d_model 256 --out runs/wide
+
+Takes every option of train.py. Runs go side by side, one per core. Runs that are already finished are not repeated,
+so a stopped comparison goes on where it was.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+import torch
+import yaml
+from scipy.stats import t as student
+from tqdm import tqdm
+
+import data
+import train
+from checkpoint import load_run, read_metrics, read_result, versions, write_whole
+from cli import BadInput, RunFailed, nearest, run
+from evaluate import loss_by_length
+from model import ModelConfig
+from positions import SCHEMES
+
+matplotlib.use("Agg")  # pictures go to files: no screen is needed
+import matplotlib.pyplot as plt
+
+MULTIPLES = (1 / 4, 1 / 2, 1, 2, 4, 8)  # of the trained length
+STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
+    "none": ("#999999", (0, (1, 1)), "x"),
+    "sinusoidal": ("#E69F00", "--", "s"),
+    "learned": ("#009E73", "-.", "^"),
+    "alibi": ("#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D"),
+    "t5": ("#CC79A7", ":", "v"),
+    "rope": ("#D55E00", "-", "o"),
+}
+HARMLESS = {"out", "name", "threads", "overwrite", "wandb"}  # options of a run that leave its result alone
+BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    scheme: str
+    seed: int
+    data: data.DataConfig
+    model: ModelConfig
+    run: train.RunConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.out)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the comparison the command line asks for, and return its summary."""
+    parser = train.make_parser("compare.py", __doc__.split("\n\n")[0])
+    parser.add_argument("--schemes", type=str, nargs="+", default=["sinusoidal", "learned", "alibi", "rope"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
+    parser.add_argument("--jobs", type=int, default=None, help="runs side by side; one per core if not given")
+    parser.add_argument(
+        "--out", type=str, default="runs/compare", help="folder of the runs, the pictures and the report"
+    )
+    asked, data_config, model_config, run_config = train.parse(argv, parser)
+    for scheme in asked.schemes:
+        if scheme not in SCHEMES:
+            raise BadInput(f"--schemes {scheme} is none of {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}")
+    if min(asked.seeds) < 0:
+        raise BadInput(f"--seeds {min(asked.seeds)} must be at least 0")
+    if asked.jobs is not None and asked.jobs < 1:
+        raise BadInput(f"--jobs {asked.jobs} must be at least 1")
+    for name, value, instead in (
+        ("model.position", model_config.position != ModelConfig.position, "--schemes"),
+        ("run.seed", run_config.seed != train.RunConfig.seed, "--seeds"),
+        ("run.out", asked.run.out is not None, "--out"),
+        ("run.name", asked.run.name is not None, "--out"),
+    ):
+        if value:
+            raise BadInput(f"--{name} is what a comparison sets for each run: use {instead}")
+
+    out = Path(asked.out)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs_at_once = min(asked.jobs or cores, len(asked.schemes) * len(asked.seeds))
+    if train.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
+        jobs_at_once = 1  # one accelerator
+    threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
+    jobs = [
+        Job(
+            scheme,
+            seed,
+            data_config,
+            replace(model_config, position=scheme),
+            replace(
+                run_config,
+                seed=seed,
+                name=f"{scheme}-seed{seed}",
+                out=str(out / f"{scheme}-seed{seed}"),
+                threads=threads,
+            ),
+        )
+        for seed in dict.fromkeys(asked.seeds)
+        for scheme in dict.fromkeys(asked.schemes)
+    ]
+    waiting = [job for job in jobs if not is_finished(job)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / ".writable", "")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise BadInput(f"--out {out} cannot be written ({error.strerror}): name a folder that can") from error
+
+    # Prepared here once, so that whatever is wrong with the text is said before anything starts.
+    corpus = data.load(data_config, jobs[0].seed, run_config.batch_size, model_config.seq_len)
+    done = len(jobs) - len(waiting)
+    print(
+        f"{len(jobs)} runs of {run_config.steps} steps ({', '.join(job.name for job in jobs)}), {jobs_at_once} at "
+        "a time"
+        f"{f'; {done} finished before' if done else ''}\n{corpus.describe()}",
+        flush=True,
+    )
+    if jobs_at_once == 1:
+        for job in waiting:
+            work(job)
+    else:
+        side_by_side(waiting, jobs_at_once)
+
+    summary = summarise(jobs)
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    draw(summary, out / "curves.png", out)
+    write_whole(out / "report.md", report(summary))
+    print("\n" + "\n".join(table(summary)) + "\n\n" + "\n".join(findings(summary)))
+    print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
+    return summary
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a job's folder already holds its finished run.
+
+    Raises:
+        BadInput: if it holds another run, and that may not be replaced.
+    """
+    if job.run.overwrite or read_result(job.folder).get("status") != "finished":
+        return False
+    there = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
+    for section, config in (("data", job.data), ("model", job.model), ("run", job.run)):
+        for name, value in asdict(config).items():
+            if name in HARMLESS or (name == "vocab_size" and value is None):
+                continue
+            if there.get(section, {}).get(name) != value:
+                raise BadInput(
+                    f"--out {job.folder.parent}: the run {job.name} there has {section}.{name} "
+                    f"{there.get(section, {}).get(name)}, not {value}: choose another --out, or --run.overwrite true"
+                )
+    return (job.folder / "lengths.json").exists()
+
+
+def work(job: Job) -> None:
+    """Train one job, unless that is done, and score it under the other lengths."""
+    if job.run.overwrite or read_result(job.folder).get("status") != "finished":
+        train.train(job.data, job.model, replace(job.run, overwrite=True))
+    device = train.pick_device(job.run.device)
+    _, autocast = train.pick_precision(job.run.precision, device)
+    loaded = load_run(job.folder, str(device))
+    corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
+    lengths = sorted({max(1, int(multiple * job.model.seq_len)) for multiple in MULTIPLES})
+    losses = loss_by_length(loaded.model, corpus, "validation", lengths, device, autocast)
+    write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
+
+
+def work_alone(job: Job, log: Path) -> None:
+    """`work` in a process of its own, with all it says in a log file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if job.run.threads:
+        torch.set_num_threads(job.run.threads)
+    run(lambda argv: work(job))
+
+
+def side_by_side(jobs: list[Job], at_once: int) -> None:
+    """Run jobs in processes of their own, `at_once` of them at a time, and show how far each is.
+
+    Raises:
+        RunFailed: if any of them failed; the others are finished first.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    on_screen = sys.stderr.isatty()
+    width = max((len(job.name) for job in jobs), default=0)
+    bars = {
+        job: tqdm(total=job.run.steps, desc=job.name.ljust(width), position=i, unit="step", disable=not on_screen)
+        for i, job in enumerate(jobs)
+    }
+    waiting, running, failed = list(jobs), {}, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                log = job.folder.parent / f"{job.name}.log"
+                process = spawn.Process(target=work_alone, args=(job, log), name=job.name)
+                process.start()
+                bars[job].reset()
+                running[job] = process, log, time.time()
+            time.sleep(0.5)
+            for job, (process, log, started) in list(running.items()):
+                show_progress(job, bars[job], started, on_screen)
+                if process.exitcode is not None:
+                    del running[job]
+                    if process.exitcode:
+                        lines = log.read_text(errors="replace").strip().splitlines()
+                        failed.append(f"{job.name} ended with code {process.exitcode}: {lines[-1] if lines else log}")
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.join()
+        for bar in bars.values():
+            bar.close()
+    if failed:
+        raise RunFailed("; ".join(failed))
+
+
+def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
+    """Bring a job's bar up to the last event of its run; where there is no screen, a line at every tenth of the way."""
+    if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
+        return  # the folder of a run before
+    events = [event for event in read_metrics(job.folder) if event["split"] == "train"]
+    if not events or events[-1]["step"] == bar.n:
+        return
+    before, step, loss = bar.n, events[-1]["step"], events[-1]["loss"]
+    bar.set_postfix_str(f"loss {loss:.3f}" + (", measuring lengths" if step == job.run.steps else ""), refresh=False)
+    bar.update(step - before) if on_screen else setattr(bar, "n", step)
+    if not on_screen and step * 10 // job.run.steps > before * 10 // job.run.steps:
+        left = (job.run.steps - step) * events[-1]["seconds"] / step
+        print(f"  {job.name}: step {step} of {job.run.steps}, loss {loss:.3f}, about {left:.0f} s left", flush=True)
+
+
+def summarise(jobs: list[Job]) -> dict[str, Any]:
+    """All figures of the comparison.
+
+    Raises:
+        BadInput: if runs of one seed did not start from the same weights or did not read the same batches.
+    """
+    runs = []
+    for job in jobs:
+        result = read_result(job.folder)
+        lengths = json.loads((job.folder / "lengths.json").read_text())
+        names = ["steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"]
+        hashes = ["shared_init_sha256", "batches_sha256", "data_sha256"]
+        runs.append(
+            {
+                "scheme": job.scheme,
+                "seed": job.seed,
+                **{name: result[name] for name in names},
+                "learning_rate": job.run.learning_rate,
+                "loss_by_length": lengths,
+                **{name: result[name] for name in hashes},
+                **{name: result[name] for name in ("seconds", "tokens_per_second", "precision", "device", "threads")},
+                "versions": result["versions"],
+            }
+        )
+    for run_ in runs:
+        first = next(other for other in runs if other["seed"] == run_["seed"])
+        for name, what in (
+            ("shared_init_sha256", "shared first weights"),
+            ("batches_sha256", "batches"),
+            ("data_sha256", "prepared corpus"),
+        ):
+            if run_[name] != first[name]:
+                raise BadInput(
+                    f"{first['scheme']}-seed{first['seed']} and {run_['scheme']}-seed{run_['seed']} differ in "
+                    "more than their "
+                    f"scheme: their {what} have the hashes {first[name][:12]} and {run_[name][:12]}"
+                )
+    job = jobs[0]
+    config = {"data": asdict(job.data), "model": asdict(job.model), "run": asdict(job.run)}
+    return {"runs": runs, "config": config, "versions": versions(), "commit": commit()}
+
+
+def commit() -> str | None:
+    """The commit of this code, with a + if files were changed since; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+        return head + ("+" if changed.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of the 95% t-interval over seeds; None for a single seed, which cannot tell."""
+    values = list(values)
+    if len(values) < 2:
+        return values[0], None
+    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def shown(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean and interval for a table; n/a where the scheme has no such figure."""
+    values = list(values)
+    if None in values:
+        return "n/a"
+    middle, half = interval(values)
+    return f"{middle:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+
+
+def by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each scheme, best validation loss first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run_ in summary["runs"]:
+        groups.setdefault(run_["scheme"], []).append(run_)
+    return dict(sorted(groups.items(), key=lambda group: mean(r["val_loss"] for r in group[1])))
+
+
+def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Each scheme's best rate of the committed sweep, if that was made with this comparison's settings."""
+    if not BEST_RATES.exists():
+        return {}
+    sweep = json.loads(BEST_RATES.read_text())
+    return sweep["best"] if sweep["settings"] == settings(summary["config"]) else {}
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What two comparisons must share for their figures to stand side by side: all but scheme, seed and rate."""
+    aside = HARMLESS | {
+        "position",
+        "seed",
+        "learning_rate",
+        "cache",
+        "eval_every",
+        "eval_windows",
+        "device",
+        "precision",
+    }
+    return {
+        section: {name: value for name, value in values.items() if name not in aside}
+        for section, values in config.items()
+    }
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    """The figures as a Markdown table."""
+    trained = summary["config"]["model"]["seq_len"]
+    lengths = list(summary["runs"][0]["loss_by_length"])
+    best = best_rates(summary)
+    head = ["scheme", "bits per byte", "validation loss", "test loss", "added parameters"]
+    head += ["bits per byte at its best rate"] * bool(best)
+    head += [f"loss at {length}" + (" (trained)" if int(length) == trained else "") for length in lengths]
+    rows = [head]
+    for scheme, runs in by_scheme(summary).items():
+        row = [scheme, *(shown(r[name] for r in runs) for name in ("bits_per_byte", "val_loss", "test_loss"))]
+        row.append(f"{runs[0]['position_parameters']:,}")
+        if best:
+            row.append(
+                f"{best[scheme]['bits_per_byte']:.3f} ({best[scheme]['learning_rate']:g})" if scheme in best else ""
+            )
+        row += [shown(r["loss_by_length"][length] for r in runs) for length in lengths]
+        rows.append(row)
+    return markdown(rows)
+
+
+def findings(summary: dict[str, Any]) -> list[str]:
+    """What the figures say, in sentences."""
+    groups, trained = by_scheme(summary), summary["config"]["model"]["seq_len"]
+    lengths = list(summary["runs"][0]["loss_by_length"])
+    order = ", ".join(f"{scheme} {shown(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
+    lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
+    far = lengths[-1]
+    for scheme, runs in groups.items():
+        change = [
+            r["loss_by_length"][far] and r["loss_by_length"][far] - r["loss_by_length"][str(trained)] for r in runs
+        ]
+        if None in change:
+            lines.append(
+                f"{scheme} has no loss at {far}: "
+                + (f"its positions end at {trained}." if scheme == "learned" else "the validation text is too short.")
+            )
+            continue
+        middle, _ = interval(change)
+        verdict = "holds" if abs(middle) < 0.02 else "loses" if middle > 0 else "gains"
+        lines.append(f"{scheme} {verdict} from {trained} to {far} tokens of context: {shown(change)} nats a token.")
+    return lines
+
+
+def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
+    """Two pictures: validation loss against steps, and loss on the same targets against the length of context."""
+    trained = summary["config"]["model"]["seq_len"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for scheme, runs in by_scheme(summary).items():
+        color, dash, marker = STYLE[scheme]
+        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.6, "label": scheme}
+        curves: dict[int, list[float]] = {}
+        for run_ in runs:
+            for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
+                if event["split"] == "val" and event["loss"] is not None:
+                    curves.setdefault(event["step"], []).append(event["loss"])
+        lengths: dict[int, list[float]] = {}
+        for run_ in runs:
+            for length, loss in run_["loss_by_length"].items():
+                if loss is not None:
+                    lengths.setdefault(int(length), []).append(loss)
+        for axis, points in ((left, curves), (right, lengths)):
+            middles, halves = zip(*(interval(values) for values in points.values()), strict=True)
+            axis.plot(list(points), middles, **look)
+            if None not in halves:
+                low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
+                axis.fill_between(list(points), low, high, color=color, alpha=0.15, linewidth=0)
+    seeds = len({run_["seed"] for run_ in summary["runs"]})
+    over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
+    left.set(xlabel="steps", ylabel="validation loss, nats per token", title=f"Learning ({over})")
+    right.axvline(trained, color="black", linewidth=0.8, linestyle=":")
+    right.annotate(
+        f"trained length {trained}",
+        (trained, 0.98),
+        xycoords=("data", "axes fraction"),
+        ha="right",
+        va="top",
+        rotation=90,
+        fontsize=8,
+        xytext=(-3, 0),
+        textcoords="offset points",
+    )
+    right.set_xscale("log", base=2)
+    ticks = [int(length) for length in summary["runs"][0]["loss_by_length"]]
+    right.set_xticks(ticks, [str(tick) for tick in ticks])
+    right.set(
+        xlabel="tokens of context", ylabel="loss on the same last tokens, nats", title="Same targets, other lengths"
+    )
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+REPORT = """\
+# How should a transformer know order?
+
+The question: {n_layer} layers, {d_model} wide, {n_head} heads, trained on {corpus} for {steps} steps of {rows} x
+{trained} tokens, once for each way of knowing order: {schemes}. Which predicts text better inside the trained length, and
+which past it?
+
+## What came out
+
+{findings}
+
+{table}
+
+Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
+of the last step. `loss at` columns score the same targets, the last 32 tokens of 256 shared windows of the validation
+split, under every length of context, in nats per token. {certainty} {rates}
+
+![validation loss against steps, and loss against context length](curves.png)
+
+## Only the scheme differs
+
+Runs of one seed start from bit-identical shared weights and read the same batches. The hashes are of what each run
+really used; a comparison in which they differ is refused.
+
+{proof}
+
+## What this does not show
+
+- Small models, short training, one text: the order at scale may be another. Gaps inside the trained length are known to
+  shrink with training.
+- A low loss far out shows that a model survives long contexts, not that it uses them: alibi, say, looks at near tokens
+  and scores much the same when the far ones are cut off.
+- RoPE is shown as trained, without any of the scalings made for longer contexts.
+
+Made at commit {commit} with {machine}; {how}.
+"""
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The comparison as a page."""
+    config, runs = summary["config"], summary["runs"]
+    model, seeds = config["model"], {run_["seed"] for run_ in runs}
+    proof = [["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens a second"]]
+    proof += [
+        [
+            run_["scheme"],
+            str(run_["seed"]),
+            *(f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")),
+            f"{run_['parameters']:,}",
+            *(f"{run_[name]:g}" for name in ("learning_rate",)),
+            *(f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")),
+        ]
+        for run_ in runs
+    ]
+    return REPORT.format(
+        **{name: model[name] for name in ("n_layer", "d_model", "n_head")},
+        corpus=config["data"]["corpus"],
+        steps=config["run"]["steps"],
+        rows=config["run"]["batch_size"],
+        trained=model["seq_len"],
+        schemes=", ".join(by_scheme(summary)),
+        findings="\n".join(f"- {line}" for line in findings(summary)),
+        table="\n".join(table(summary)),
+        certainty=f"Figures are means over {len(seeds)} seeds with 95% t-intervals."
+        if len(seeds) > 1
+        else "There is one seed, so nothing here says how much is luck: `--seeds 0 1 2` gives intervals.",
+        rates="All schemes train at one learning rate; "
+        + (
+            "a column gives each one's best of the sweep in results/."
+            if best_rates(summary)
+            else "results/ has a sweep."
+        ),
+        proof="\n".join(markdown(proof)),
+        commit=summary["commit"] or "unknown",
+        machine=", ".join(f"{name} {value}" for name, value in summary["versions"].items()),
+        how=f"{runs[0]['precision']} on {runs[0]['device']}, {runs[0]['threads']} threads a run",
+    )
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows, the first of them the head, as the lines of a Markdown table."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+
+
+if __name__ == "__main__":
+    run(main)

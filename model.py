@@ -1,0 +1,335 @@
+"""The decoder-only transformer that every scheme of order shares: pre-norm RMSNorm, attention, SwiGLU, no biases.
+
+With `position="rope"` a block is exactly a Llama block. The model calls the three hooks of `positions.Position` in one
+place each, and never asks which scheme it has.
+
+Every parameter's first value is a pure function of (seed, its name), so models that differ in their scheme start from
+bit-identical shared weights:
+
+    embedding, and head where it is not tied    normal, standard deviation init_std
+    every matrix that writes to the residual    normal, init_std / sqrt(2 n_layer)   (out, down; GPT-2's rule)
+    every other matrix, and a scheme's tables   normal, init_std
+    norms                                       one
+"""
+
+import difflib
+import hashlib
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import skip_init
+
+from positions import SCHEMES, Position
+from rope import RopeConfig, frequencies
+
+EXPLICIT_UP_TO = 512  # keys; above, the memory of all (T, T) scores makes explicit attention the slower one
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model's shape and its way of knowing order.
+
+    Args:
+        vocab_size: rows of the embedding (V). The tokenizer's if not given; a model built without one must be told.
+        d_model: width of the residual stream (C).
+        n_layer: blocks.
+        n_head: query heads (H); each is d_model / n_head wide (D).
+        n_kv_head: key and value heads, a divisor of n_head; as many as n_head if not given.
+        d_ff: width inside the SwiGLU; 8/3 d_model rounded down to a multiple of 32 if not given.
+        seq_len: trained length, tokens; learned positions have no more than this.
+        position: the scheme of order: none, sinusoidal, learned, alibi, t5 or rope.
+        rope: the rotation's choices, used by the scheme rope.
+        tie_embeddings: whether the embedding is also the matrix that makes logits.
+        sinusoidal_amplitude: what the sinusoidal waves are multiplied by before they meet the embeddings.
+        init_std: standard deviation of first values, see the module's docstring.
+        norm_eps: added to the mean square in RMSNorm.
+        attention: explicit (written out), fused (scaled_dot_product_attention) or auto, the faster of the two.
+    """
+
+    vocab_size: int | None = None
+    d_model: int = 128
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int | None = None
+    d_ff: int | None = None
+    seq_len: int = 256
+    position: str = "rope"
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    tie_embeddings: bool = True
+    sinusoidal_amplitude: float = 0.02
+    init_std: float = 0.02
+    norm_eps: float = 1e-5
+    attention: Literal["auto", "explicit", "fused"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.position not in SCHEMES:
+            close = difflib.get_close_matches(self.position, SCHEMES, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"model.position {self.position!r} is none of {', '.join(SCHEMES)}{hint}")
+        for name in ("vocab_size", "d_model", "n_layer", "n_head", "n_kv_head", "d_ff", "seq_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} {value} must be at least 1")
+        if self.d_model % self.n_head:
+            smaller, larger = self.d_model // self.n_head * self.n_head, -(-self.d_model // self.n_head) * self.n_head
+            raise ValueError(
+                f"model.d_model {self.d_model} is not divisible by model.n_head {self.n_head}: "
+                f"{f'{smaller} or ' if smaller else ''}{larger} would be"
+            )
+        if self.n_head % (self.n_kv_head or 1):
+            divisors = [str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            raise ValueError(
+                f"model.n_kv_head {self.n_kv_head} does not divide model.n_head {self.n_head}: {', '.join(divisors)} do"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"model.d_model {self.d_model} must be even: sinusoidal waves come as sine and cosine")
+        for name in ("sinusoidal_amplitude", "init_std", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name} {getattr(self, name):g} must be above 0")
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", max(self.d_model * 8 // 3 // 32 * 32, 32))
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.position == "rope":
+            for length in (1, self.seq_len):
+                frequencies(self.rope, self.d_head, length)  # refuses what cannot be rotated, by name
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_head
+
+
+class Attention(nn.Module):
+    """Causal self-attention: softmax(q k / sqrt(D) + bias) v (RoFormer eq. 2), with grouped keys and values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.n_head, config.n_kv_head, config.n_kv_head
+        self.d_head = config.d_head
+        self.qkv = matrix(config.d_model, sum(self.heads) * config.d_head)
+        self.out = matrix(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, scene: "Scene", layer: int) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.d_head).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
+        q, k, v = qkv.split(self.heads, dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
+        q, k = scene.position.rotate(q, k, scene.positions)
+        if scene.cache is not None:
+            k, v = scene.cache.extend(layer, k, v)  # (B, Hkv, Tk, D): all so far
+        attend = explicit_attention if scene.explicit else fused_attention
+        y = attend(q, k, v, scene.mask)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention as it is defined, (B, H, Tq, D), (B, Hkv, Tk, D) twice -> (B, H, Tq, D).
+
+    The mask, (Tq, Tk) or (H, Tq, Tk), is added: 0 or the scheme's bias where a key may be seen, -inf elsewhere.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, Tk, D)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask  # (B, H, Tq, Tk)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same through PyTorch's kernels, which never hold all scores at once; no mask means plainly causal."""
+    dtype = q.dtype
+    if mask is not None:  # in its dtype: a bias in bfloat16 could not tell far distances apart
+        q, k, v = q.to(mask.dtype), k.to(mask.dtype), v.to(mask.dtype)
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return y.to(dtype)
+
+
+class MLP(nn.Module):
+    """SwiGLU (2002.05202): down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = matrix(config.d_model, 2 * config.d_ff)
+        self.down = matrix(config.d_ff, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, d_ff) each
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, scene: "Scene", layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), scene, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+@dataclass
+class Scene:
+    """What all layers of one forward pass share: who stands where, who may see whom, and what was seen before."""
+
+    position: Position
+    positions: Tensor  # (T,)
+    mask: Tensor | None  # (T, Tk) or (H, T, Tk), added to the scores; None: plainly causal
+    explicit: bool
+    cache: "Cache | None"
+
+
+class Cache:
+    """Keys and values of the tokens so far, with the tokens and their positions, allocated once and written in place.
+
+    Args:
+        config: the model's.
+        batch_size: sequences (B).
+        length: room for this many tokens each.
+        like: a tensor whose device and dtype the keys and values take.
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int, length: int, like: Tensor) -> None:
+        shape = config.n_layer, batch_size, config.n_kv_head, length, config.d_head
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.tokens = torch.empty(batch_size, length, dtype=torch.long, device=like.device)
+        self.positions = torch.empty(length, dtype=torch.long, device=like.device)
+        self.used = 0
+        self.start = 0
+
+    def append(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        """Take in new tokens, (B, T), and return their positions, (T,): given, or counted on from the last one.
+
+        Raises:
+            ValueError: when there is no room left, or the batch is another.
+        """
+        B, T = tokens.shape
+        room = self.tokens.shape[1] - self.used
+        if room < T or self.tokens.shape[0] != B:
+            raise ValueError(
+                f"cache of {tuple(self.tokens.shape)} tokens, {room} free a row, cannot take {B} x {T} more"
+            )
+        if positions is None:
+            first = self.positions[self.used - 1] + 1 if self.used else 0
+            positions = torch.arange(T, device=tokens.device) + first
+        self.start, self.used = self.used, self.used + T
+        self.tokens[:, self.start : self.used] = tokens
+        self.positions[self.start : self.used] = positions
+        return positions
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values, (B, Hkv, T, D), and return all of them, (B, Hkv, Tk, D)."""
+        self.keys[layer, :, :, self.start : self.used] = k
+        self.values[layer, :, :, self.start : self.used] = v
+        return self.keys[layer, :, :, : self.used].to(k.dtype), self.values[layer, :, :, : self.used].to(v.dtype)
+
+
+class Transformer(nn.Module):
+    """Tokens to logits.
+
+    Args:
+        config: shape and scheme; its vocab_size must be known.
+        seed: of the first values.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size is not known: give the tokenizer's number of entries")
+        self.config = config
+        self.embedding = skip_init(nn.Embedding, config.vocab_size, config.d_model)
+        self.position = SCHEMES[config.position](config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = None if config.tie_embeddings else matrix(config.d_model, config.vocab_size)
+        self.draw_first_values(seed)
+
+    @torch.no_grad()
+    def draw_first_values(self, seed: int) -> None:
+        """Set every parameter from a generator of its own, keyed by (seed, name): see the module's docstring."""
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                nn.init.ones_(parameter)
+                continue
+            writes_to_residual = name.endswith(("out.weight", "down.weight"))
+            std = self.config.init_std / (math.sqrt(2 * self.config.n_layer) if writes_to_residual else 1)
+            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits for the token after each token.
+
+        Args:
+            tokens: (B, T), integers.
+            positions: where these tokens stand, absolute, (T,); 0 .. T-1, or on from the cache, if not given.
+            cache: what was computed for earlier tokens; these are added to it.
+
+        Returns:
+            (B, T, V).
+
+        Raises:
+            PastTheEnd: if learned positions are asked past their end.
+            ValueError: if the cache has no room.
+        """
+        plain = positions is None and cache is None  # key i stands at position i, and query i too
+        if cache is not None:
+            positions = cache.append(tokens, positions)
+        elif positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        k_positions = positions if cache is None else cache.positions[: cache.used]
+
+        x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C)
+        explicit = self.explicit(k_positions)
+        mask = self.mask(positions, k_positions, optional=plain and not explicit)
+        scene = Scene(self.position, positions, mask, explicit, cache)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, scene, layer)
+        return F.linear(self.norm(x), (self.head or self.embedding).weight)
+
+    def explicit(self, k_positions: Tensor) -> bool:
+        """Whether attention is written out: what the config says, else where that is faster.
+
+        That is in bf16 on a CPU that has it, for short lengths. In fp32 the fused kernel won by 7 to 13% at length 256.
+        """
+        if self.config.attention != "auto":
+            return self.config.attention == "explicit"
+        return torch.is_autocast_enabled("cpu") and len(k_positions) <= EXPLICIT_UP_TO
+
+    def mask(self, q_positions: Tensor, k_positions: Tensor, optional: bool) -> Tensor | None:
+        """What is added to all scores, (Tq, Tk) or (H, Tq, Tk): the scheme's bias, and -inf on keys that come later.
+
+        None, if that is allowed, where there is no bias.
+        """
+        bias = self.position.bias(q_positions, k_positions)
+        if bias is None and optional:
+            return None
+        later = k_positions > q_positions[:, None]  # (Tq, Tk)
+        if bias is None:
+            bias = torch.zeros(later.shape, device=later.device)
+        return bias.masked_fill(later, -math.inf)
+
+    def new_cache(self, batch_size: int, length: int) -> Cache:
+        """An empty cache for `batch_size` sequences of up to `length` tokens."""
+        return Cache(self.config, batch_size, length, self.embedding.weight)
+
+
+matrix = partial(skip_init, nn.Linear, bias=False)
+
+
+def shared_sha256(model: Transformer) -> str:
+    """A hash of every weight that models of all schemes have in common, to show that they start alike."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("position."):
+            digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

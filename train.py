@@ -1,0 +1,419 @@
+"""Train one model: config -> data -> model -> optimiser loop -> run folder.
+
+    python train.py --config configs/rope.yaml
+    python train.py --config configs/alibi.yaml --model.d_model 256 --run.steps 2000 --run.name alibi-256
+
+Values come from the defaults, then from config files and flags in the order they stand on the line. `--print_config`
+shows the outcome, and every run folder keeps it (see checkpoint.py for the files).
+"""
+
+import hashlib
+import math
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import data
+from checkpoint import Curves, Run, RunFolder, refuse_taken, versions
+from cli import BadInput, Parser, RunFailed, run
+from evaluate import Autocast, score
+from generate import continuation
+from model import ModelConfig, Transformer, shared_sha256
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run trains, and where it leaves what it made.
+
+    Args:
+        out: the run folder; runs/<name> if not given.
+        name: the run's name; the scheme's if not given.
+        seed: of first values and of batches.
+        steps: optimiser steps.
+        batch_size: rows of one optimiser step, over all processes.
+        micro_batch_size: rows that go through the model at once; if not given, on a CPU as many as hold 2,048 tokens,
+        which
+            is where its caches like them best, elsewhere all.
+        learning_rate: AdamW's, at its height.
+        final_rate: what the cosine ends at, a fraction of learning_rate.
+        warmup: the part of all steps in which the rate climbs, a fraction.
+        weight_decay: AdamW's, on matrices and tables alone.
+        beta1: AdamW's, of the mean gradient.
+        beta2: AdamW's, of the mean square.
+        grad_clip: largest norm of the whole gradient.
+        eval_every: steps between two looks at the validation split.
+        eval_windows: windows of seq_len tokens a look takes, always the same; the last look takes the whole split.
+        precision: fp32, bf16 (autocast) or auto, which is bf16 where the hardware has it natively.
+        device: cuda, mps, cpu or auto, the first of them there is.
+        threads: of PyTorch on the CPU; its own choice if not given.
+        compile: whether torch.compile makes the model faster; it needs a C++ compiler and takes a minute.
+        wandb: Weights & Biases: offline, online or disabled.
+        overwrite: whether a run that is already in the folder is replaced.
+    """
+
+    out: str | None = None
+    name: str | None = None
+    seed: int = 0
+    steps: int = 500
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 3e-3
+    final_rate: float = 0.1
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    eval_every: int = 50
+    eval_windows: int = 64
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    threads: int | None = None
+    compile: bool = False
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        whole = ("steps", "batch_size", "micro_batch_size", "eval_every", "eval_windows", "threads")
+        for name in whole:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"run.{name} {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"run.seed {self.seed} must be at least 0")
+        for name in ("learning_rate", "grad_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0")
+        for name in ("final_rate", "warmup", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1 or (name.startswith("beta") and getattr(self, name) == 1):
+                raise ValueError(f"run.{name} {getattr(self, name):g} must lie between 0 and 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"run.weight_decay {self.weight_decay:g} must be at least 0")
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise ValueError(
+                f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}"
+            )
+        if self.name is not None and (not self.name or "/" in self.name):
+            raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
+
+
+def make_parser(prog: str, description: str) -> Parser:
+    """A command line with every option of a run."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="a YAML file of values; may be given several times")
+    parser.add_class_arguments(data.DataConfig, "data")
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(RunConfig, "run")
+    return parser
+
+
+def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig, ModelConfig, RunConfig]:
+    """What a command line asks for, checked: all of it, then its sections data, model and run, name and out filled in.
+
+    Raises:
+        BadInput: for whatever is wrong with it, by name.
+    """
+    asked = parser.parse_args(argv)
+    try:
+        made = parser.instantiate(asked)
+    except ValueError as error:
+        raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
+    name = made.run.name or made.model.position
+    return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
+
+
+def pick_device(asked: str) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        BadInput: if it is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[asked]:
+        raise BadInput(f"--run.device {asked} is not on this machine: use {' or '.join(n for n in there if there[n])}")
+    return torch.device(asked)
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware. Where it only emulates it, fp32 is many times faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return False
+
+
+def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
+    """fp32 or bf16, and a maker of the context in which the model then runs."""
+    native = bf16_is_native(device)
+    precision = asked if asked != "auto" else "bf16" if native else "fp32"
+    if precision == "bf16" and not native:
+        warnings.warn(
+            f"this {device.type} only emulates bf16, which is slow: --run.precision fp32 is faster", stacklevel=2
+        )
+    return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def make_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (1711.05101). Weight decay pulls on matrices and tables, not on the norms' gains."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def learning_rate(step: int, config: RunConfig) -> float:
+    """The rate of step 0 .. steps - 1: a linear climb, then half a cosine down to final_rate of the height."""
+    climb = max(1, round(config.warmup * config.steps))
+    if step < climb:
+        return config.learning_rate * (step + 1) / climb
+    done = (step - climb) / max(1, config.steps - climb)  # 0 .. 1
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def gradients(
+    model: nn.Module, inputs: Tensor, targets: Tensor, rows: int, device: torch.device, autocast: Autocast
+) -> float:
+    """Add the gradient of the batch's mean loss, `rows` rows at a time, and return that loss, nats per scored target.
+
+    Every part is divided by the scored targets of the whole batch, so the sum over parts is the mean over targets.
+    """
+    scored, total = int((targets != -100).sum()), 0.0
+    for x, y in zip(inputs.to(device).split(rows), targets.to(device).split(rows), strict=True):  # (rows, T) each
+        with autocast():
+            logits = model(x)  # (rows, T, V)
+            loss = (
+                F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum") / scored
+            )
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def plan(model: Transformer, corpus: data.Corpus, config: RunConfig, machine: str, hashes: str, seconds: float) -> str:
+    """What the run is about to do, for the screen."""
+    shape = model.config
+    own = sum(p.numel() for p in model.position.parameters())
+    tokens = config.steps * config.batch_size * shape.seq_len
+    epochs = tokens / len(corpus.tokens("train"))
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{config.name} -> {config.out}\n"
+        f"  model    {shape.position}: {sum(p.numel() for p in model.parameters()):,} parameters, {own:,} of them "
+        "the scheme's; "
+        f"{shape.n_layer} layers, {shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}\n"
+        f"  data     {corpus.describe()}\n"
+        f"  training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f} million "
+        "tokens, "
+        f"{epochs:.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}\n"
+        f"  machine  {machine}\n"
+        f"  hashes   {hashes}\n"
+        f"  time     about {minutes} min {rest} s"
+    )
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train one model as the command line says, and return what its result.json says."""
+    _, *configs = parse(argv, make_parser("train.py", __doc__.split("\n\n")[0]))
+    return train(*configs)
+
+
+def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig) -> dict[str, Any]:
+    """Train one model into its run folder, and return what its result.json says.
+
+    Raises:
+        BadInput: for what cannot be done; nothing is written then.
+        RunFailed: when the loss is no longer finite, or memory runs out; what was logged is kept.
+    """
+    refuse_taken(Path(config.out), config.overwrite)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    precision, autocast = pick_precision(config.precision, device)
+    corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
+    if (model_config.vocab_size or corpus.vocab_size) < corpus.vocab_size:
+        raise BadInput(
+            f"--model.vocab_size {model_config.vocab_size} is below the tokenizer's {corpus.vocab_size} entries: "
+            "leave it out"
+        )
+    model_config = replace(model_config, vocab_size=model_config.vocab_size or corpus.vocab_size)
+    rows = config.micro_batch_size or (
+        max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
+    )
+
+    bare = Transformer(model_config, config.seed).to(device)
+    model = torch.compile(bare) if config.compile else bare
+    optimizer = make_optimizer(bare, config, device)
+    shared, first = shared_sha256(bare), batch_sha256(b"", *corpus.batch(0)).hex()
+    machine = f"{device.type}, {torch.get_num_threads()} threads, {precision}{', compiled' if config.compile else ''}"
+
+    configs = {"data": data_config, "model": model_config, "run": config}
+    folder = RunFolder(Path(config.out), configs, config.overwrite)
+    curves, done, state = None, 0, {"steps": config.steps, "shared_init_sha256": shared}
+    try:
+        folder.result("running", step=0, **state)
+        seconds = rehearse(model, corpus, rows, device, autocast) * config.steps * config.batch_size / rows
+        hashes = f"shared first weights {shared[:12]}, first batch {first[:12]}, data {corpus.sha256[:12]}"
+        print(plan(bare, corpus, config, machine, hashes, seconds), flush=True)
+        curves = Curves(
+            config.wandb, folder.path, config.name, {name: asdict(value) for name, value in configs.items()}
+        )
+
+        chain, start, looking = b"", time.perf_counter(), 0.0
+        bar = tqdm(range(config.steps), desc=config.name, unit="step", disable=None)
+        for step in bar:
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            inputs, targets = corpus.batch(step)  # (B, T) each
+            chain = batch_sha256(chain, inputs, targets)
+            loss = gradients(model, inputs, targets, rows, device, autocast)
+            norm = float(nn.utils.clip_grad_norm_(bare.parameters(), config.grad_clip))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                folder.log(step + 1, "train", loss=loss, grad_norm=norm)
+                raise RunFailed(
+                    f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1} of {config.steps}: "
+                    f"try a lower --run.learning_rate than {config.learning_rate:g}; what was logged is in {config.out}"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            done = step + 1
+            now = time.perf_counter()
+            read = targets[targets != -100]  # (N,)
+            event = {
+                "loss": loss,
+                "bits_per_byte": loss * len(read) / math.log(2) / max(1, int(corpus.token_bytes[read].sum())),
+                "learning_rate": group["lr"],
+                "grad_norm": norm,
+                "tokens_per_second": inputs.numel() / (now - began),
+                "seconds": now - start,
+            }
+            folder.log(done, "train", **event)
+            curves.log(done, "train", **event)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+
+            if done % config.eval_every == 0 or done == config.steps:
+                looked = look(model, corpus, "validation", model_config.seq_len, config.eval_windows, device, autocast)
+                looking += time.perf_counter() - now
+                event = {
+                    "loss": looked.loss,
+                    "bits_per_byte": looked.bits_per_byte,
+                    "seconds": time.perf_counter() - start,
+                }
+                folder.log(done, "val", **event)
+                curves.log(done, "val", **event)
+                tqdm.write(
+                    f"  step {done:>5}  validation loss {looked.loss:.4f}, {looked.bits_per_byte:.4f} bits per byte"
+                )
+
+        seconds = time.perf_counter() - start
+        final = {
+            split: look(model, corpus, split, model_config.seq_len, None, device, autocast)
+            for split in ("validation", "test")
+        }
+        outcome = {
+            "step": done,
+            **state,
+            "batches_sha256": chain.hex(),
+            "data_sha256": corpus.sha256,
+            "parameters": sum(p.numel() for p in bare.parameters()),
+            "position_parameters": sum(p.numel() for p in bare.position.parameters()),
+            "val_loss": final["validation"].loss,
+            "bits_per_byte": final["validation"].bits_per_byte,
+            "test_loss": final["test"].loss,
+            "test_bits_per_byte": final["test"].bits_per_byte,
+            "seconds": seconds,
+            "tokens_per_second": done * config.batch_size * model_config.seq_len / (seconds - looking),
+            "precision": precision,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        folder.save(bare, corpus.tokenizer)
+        folder.result("finished", **outcome)
+        curves.finish()
+        print(closing(bare, corpus, outcome, config, data_config), flush=True)
+        return {"status": "finished", **outcome}
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        status = "interrupted" if interrupted else "failed"
+        if curves is not None:
+            curves.finish(exit_code=1)
+        folder.result(status, step=done, **state, why=" ".join(str(error).split()) or status)
+        if interrupted:
+            tqdm.write(
+                f"{status} at step {done} of {config.steps}; what was logged is in {config.out}", file=sys.stderr
+            )
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunFailed(f"out of memory with {rows} rows at once: try a smaller --run.micro_batch_size") from error
+        raise
+    finally:
+        folder.metrics.close()
+
+
+def batch_sha256(before: bytes, inputs: Tensor, targets: Tensor) -> bytes:
+    """A link of the chain of hashes over all batches so far: two runs whose chains end alike read the same batches."""
+    return hashlib.sha256(before + inputs.numpy().tobytes() + targets.numpy().tobytes()).digest()
+
+
+def rehearse(model: nn.Module, corpus: data.Corpus, rows: int, device: torch.device, autocast: Autocast) -> float:
+    """Seconds that `rows` rows take, forward and backward, after one to warm up. Nothing of it stays."""
+    inputs, targets = (part[:rows] for part in corpus.batch(0))
+    for _ in range(2):
+        began = time.perf_counter()
+        gradients(model, inputs, targets, rows, device, autocast)
+        seconds = time.perf_counter() - began
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def look(
+    model: nn.Module,
+    corpus: data.Corpus,
+    split: str,
+    length: int,
+    count: int | None,
+    device: torch.device,
+    autocast: Autocast,
+):
+    """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
+    model.eval()
+    result = score(model, corpus.windows(split, length, count), corpus.token_bytes, device, autocast)
+    model.train()
+    return result
+
+
+def closing(
+    model: Transformer, corpus: data.Corpus, outcome: dict, config: RunConfig, data_config: data.DataConfig
+) -> str:
+    """What came out, for the screen: the figures, some sampled text, the next command."""
+    run_ = Run(Path(config.out), data_config, model.config, asdict(config), model.eval(), corpus.tokenizer)
+    prompt = corpus.decode(corpus.tokens("validation")[:8].tolist())
+    text, _ = continuation(
+        run_, prompt, tokens=min(80, max(1, model.config.seq_len - 16)), temperature=0.8, seed=config.seed
+    )
+    return (
+        f"\n{config.name}: validation loss {outcome['val_loss']:.4f} ({outcome['bits_per_byte']:.4f} bits per byte), "
+        f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, {outcome['tokens_per_second']:,.0f} "
+        "tokens a second\n"
+        f"\nA sample, going on from {prompt!r}:\n{text}\n\n"
+        f'Next: python generate.py {config.out} --prompt "In the beginning" --tokens 200'
+    )
+
+
+if __name__ == "__main__":
+    run(main)
