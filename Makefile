@@ -17,6 +17,9 @@ setup: .venv/ready ## make .venv and install everything, once
 compare: .venv/ready ## train sinusoidal, learned, alibi and rope on the embedded text, and report (ARGS="--seeds 0 1 2" adds options)
 	$(BIN)/python compare.py $(ARGS)
 
+sweep: .venv/ready ## learning rates and amplitudes: remake results/SWEEPS.md (an hour on two cores)
+	$(BIN)/python results/sweep.py $(ARGS)
+
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -28,4 +31,4 @@ clean: ## remove runs' caches and what tools left, not runs/ and not .venv
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup compare test lint clean
+.PHONY: help setup compare sweep test lint clean

@@ -38,7 +38,6 @@ from positions import SCHEMES
 matplotlib.use("Agg")  # pictures go to files: no screen is needed
 import matplotlib.pyplot as plt
 
-MULTIPLES = (1 / 4, 1 / 2, 1, 2, 4, 8)  # of the trained length
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
     "none": ("#999999", (0, (1, 1)), "x"),
     "sinusoidal": ("#E69F00", "--", "s"),
@@ -51,12 +50,13 @@ HARMLESS = {"out", "name", "threads", "overwrite", "wandb"}  # options of a run 
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of the comparison."""
 
     scheme: str
     seed: int
+    lengths: list[int]  # of context, tokens, to score
     data: data.DataConfig
     model: ModelConfig
     run: train.RunConfig
@@ -79,6 +79,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--out", type=str, default="runs/compare", help="folder of the runs, the pictures and the report"
     )
+    parser.add_argument(
+        "--multiples",
+        type=float,
+        nargs="+",
+        default=[1 / 4, 1 / 2, 1, 2, 4, 8],
+        help="context lengths to score, in trained lengths",
+    )
     asked, data_config, model_config, run_config = train.parse(argv, parser)
     for scheme in asked.schemes:
         if scheme not in SCHEMES:
@@ -87,6 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise BadInput(f"--seeds {min(asked.seeds)} must be at least 0")
     if asked.jobs is not None and asked.jobs < 1:
         raise BadInput(f"--jobs {asked.jobs} must be at least 1")
+    if not all(0 < multiple < math.inf for multiple in asked.multiples):
+        raise BadInput(f"--multiples {min(asked.multiples):g} must be above 0: lengths are counted in trained lengths")
+    lengths = sorted({max(1, int(multiple * model_config.seq_len)) for multiple in [*asked.multiples, 1]})
     for name, value, instead in (
         ("model.position", model_config.position != ModelConfig.position, "--schemes"),
         ("run.seed", run_config.seed != train.RunConfig.seed, "--seeds"),
@@ -106,6 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         Job(
             scheme,
             seed,
+            lengths,
             data_config,
             replace(model_config, position=scheme),
             replace(
@@ -169,7 +180,13 @@ def is_finished(job: Job) -> bool:
                     f"--out {job.folder.parent}: the run {job.name} there has {section}.{name} "
                     f"{there.get(section, {}).get(name)}, not {value}: choose another --out, or --run.overwrite true"
                 )
-    return (job.folder / "lengths.json").exists()
+    return list(read_lengths(job)) == [str(length) for length in job.lengths]
+
+
+def read_lengths(job: Job) -> dict[str, float | None]:
+    """Loss by length of context, as a job has left it; empty if it has not come to that."""
+    file = job.folder / "lengths.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def work(job: Job) -> None:
@@ -180,8 +197,7 @@ def work(job: Job) -> None:
     _, autocast = train.pick_precision(job.run.precision, device)
     loaded = load_run(job.folder, str(device))
     corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
-    lengths = sorted({max(1, int(multiple * job.model.seq_len)) for multiple in MULTIPLES})
-    losses = loss_by_length(loaded.model, corpus, "validation", lengths, device, autocast)
+    losses = loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
 
 
@@ -261,7 +277,6 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     runs = []
     for job in jobs:
         result = read_result(job.folder)
-        lengths = json.loads((job.folder / "lengths.json").read_text())
         names = ["steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"]
         hashes = ["shared_init_sha256", "batches_sha256", "data_sha256"]
         runs.append(
@@ -270,7 +285,7 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
                 "seed": job.seed,
                 **{name: result[name] for name in names},
                 "learning_rate": job.run.learning_rate,
-                "loss_by_length": lengths,
+                "loss_by_length": read_lengths(job),
                 **{name: result[name] for name in hashes},
                 **{name: result[name] for name in ("seconds", "tokens_per_second", "precision", "device", "threads")},
                 "versions": result["versions"],
@@ -386,7 +401,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
     order = ", ".join(f"{scheme} {shown(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
     far = lengths[-1]
-    for scheme, runs in groups.items():
+    for scheme, runs in groups.items() if int(far) > trained else ():
         change = [
             r["loss_by_length"][far] and r["loss_by_length"][far] - r["loss_by_length"][str(trained)] for r in runs
         ]
@@ -457,8 +472,8 @@ REPORT = """\
 # How should a transformer know order?
 
 The question: {n_layer} layers, {d_model} wide, {n_head} heads, trained on {corpus} for {steps} steps of {rows} x
-{trained} tokens, once for each way of knowing order: {schemes}. Which predicts text better inside the trained length, and
-which past it?
+{trained} tokens, once for each way of knowing order: {schemes}. Which predicts text better inside the trained length,
+and which past it?
 
 ## What came out
 

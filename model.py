@@ -143,6 +143,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     dtype = q.dtype
     if mask is not None:  # in its dtype: a bias in bfloat16 could not tell far distances apart
         q, k, v = q.to(mask.dtype), k.to(mask.dtype), v.to(mask.dtype)
+        mask = mask.view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): with fewer dimensions it falls to a slow path
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
     return y.to(dtype)

@@ -1,0 +1,110 @@
+"""What tests of the scripts share: a small text, the flags of a run of seconds, and one finished run of every scheme.
+
+A finished run is made once and only read; a test that wants to break one copies it first.
+"""
+
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cli
+import train
+
+os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B asks for it by --run.wandb
+
+WORDS = (
+    "in the",
+    "beginning",
+    "God",
+    "created",
+    "heaven",
+    "and",
+    "earth",
+    "light",
+    "upon a",
+    "naïve",
+    "deep",
+    "; it was so.",
+)
+
+
+@dataclass
+class Outcome:
+    """What a command leaves at the shell."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """A script may set threads, signal handlers and the look of warnings; here the next test must not feel it."""
+    threads, handler, look = torch.get_num_threads(), signal.getsignal(signal.SIGTERM), warnings.formatwarning
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+    warnings.formatwarning = look
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Three thousand words in a row that repeats often, not all of it ASCII."""
+    draw = random.Random(0)
+    return " ".join(draw.choice(WORDS) for _ in range(3000)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "tiny.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> list[str]:
+    """Flags of a run of a fraction of a second; later flags take precedence, so a test appends its own."""
+    return [
+        *("--data.corpus", str(corpus_file), "--data.cache", str(tmp_path_factory.mktemp("cache"))),
+        *("--data.tokenizer", "bytes", "--data.vocab_size", "300"),
+        *("--model.d_model", "16", "--model.n_layer", "1", "--model.n_head", "2", "--model.seq_len", "16"),
+        *("--run.steps", "4", "--run.batch_size", "4", "--run.eval_every", "2", "--run.eval_windows", "4"),
+        *("--run.learning_rate", "0.003", "--run.beta2", "0.95"),
+        *("--run.precision", "fp32", "--run.device", "cpu", "--run.threads", "1", "--run.wandb", "disabled"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Callable[[str], Path]:
+    """The folder of a scheme's finished run: 40 steps, trained when first asked for."""
+    folders: dict[str, Path] = {}
+
+    def folder(scheme: str) -> Path:
+        if scheme not in folders:
+            folders[scheme] = tmp_path_factory.mktemp("finished") / scheme
+            own = ["--model.position", scheme, "--run.steps", "40", "--run.learning_rate", "0.01"]
+            train.main([*small, *own, "--run.eval_every", "20", "--run.out", str(folders[scheme])])
+        return folders[scheme]
+
+    return folder
+
+
+@pytest.fixture
+def at_the_shell(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Call a script's main as the shell would, and see its exit code and what it printed."""
+
+    def call(main: Callable[[list[str] | None], Any], argv: list[str]) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main, argv)
+        return Outcome(ended.value.code, *capfd.readouterr())
+
+    return call

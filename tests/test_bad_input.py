@@ -1,0 +1,336 @@
+"""Whatever is asked wrongly gets one line that names it, exit code 2, no traceback, and leaves nothing behind.
+
+.venv/bin/python -m pytest tests/test_bad_input.py
+"""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import compare
+import generate
+import train
+from cli import BadInput
+
+MAIN = {"train": train.main, "compare": compare.main, "generate": generate.main}
+
+# script | flags | what the line must say, besides what is wrong being one line
+TABLE = r"""
+train | --model.position rop                 | --model.position; 'rop'; did you mean rope
+train | --model.position sinusodal           | --model.position; 'sinusodal'; did you mean sinusoidal
+train | --model.position ''                  | --model.position; ''; rope
+train | --model.position null                | --model.position
+train | --model.positon rope                 | --model.positon; did you mean --model.position
+train | --modl.position rope                 | --modl.position; did you mean --model.position
+train | --steps 5                            | --steps; did you mean --run.steps
+train | --run.step 5                         | --run.step; did you mean --run.steps
+train | --run.lerning_rate 1                 | --run.lerning_rate; did you mean --run.learning_rate
+train | --run.resume true                    | --run.resume
+train | -x                                   | -x
+train | stray                                | stray
+train | --run.steps                          | --run.steps
+train | --run.steps five                     | --run.steps; five; int
+train | --run.steps 2.5                      | --run.steps; 2.5; int
+train | --run.steps 1e3                      | --run.steps; 1000.0; int
+train | --run.steps true                     | --run.steps; int
+train | --run.steps null                     | --run.steps; int
+train | --run.steps ''                       | --run.steps; int
+train | --run.steps 0                        | --run.steps 0; at least 1
+train | --run.steps -1                       | --run.steps -1; at least 1
+train | --run.steps 99999999999999999999999  | --run.steps
+train | --run.batch_size 0                   | --run.batch_size 0; at least 1
+train | --run.batch_size -4                  | --run.batch_size -4; at least 1
+train | --run.micro_batch_size 0             | --run.micro_batch_size 0; at least 1
+train | --run.micro_batch_size 3             | --run.micro_batch_size 3; run.batch_size 4
+train | --run.micro_batch_size many          | --run.micro_batch_size; many; int
+train | --run.eval_every 0                   | --run.eval_every 0; at least 1
+train | --run.eval_windows 0                 | --run.eval_windows 0; at least 1
+train | --run.threads 0                      | --run.threads 0; at least 1
+train | --run.seed -1                        | --run.seed -1; at least 0
+train | --run.seed 99999999999999999999999   | --run.seed
+train | --run.learning_rate fast             | --run.learning_rate; fast; float
+train | --run.learning_rate ''               | --run.learning_rate; float
+train | --run.learning_rate 0                | --run.learning_rate 0; above 0
+train | --run.learning_rate -0.1             | --run.learning_rate -0.1; above 0
+train | --run.learning_rate nan              | --run.learning_rate; nan
+train | --run.learning_rate inf              | --run.learning_rate; inf
+train | --run.learning_rate 1e400            | --run.learning_rate; inf
+train | --run.learning_rate .nan             | --run.learning_rate; nan
+train | --run.learning_rate .inf             | --run.learning_rate; inf
+train | --run.final_rate -1                  | --run.final_rate -1; between 0 and 1
+train | --run.final_rate .nan                | --run.final_rate nan
+train | --run.warmup 2                       | --run.warmup 2; between 0 and 1
+train | --run.warmup .nan                    | --run.warmup nan
+train | --run.beta1 1                        | --run.beta1 1; between 0 and 1
+train | --run.beta2 -0.5                     | --run.beta2 -0.5; between 0 and 1
+train | --run.weight_decay -1                | --run.weight_decay -1; at least 0
+train | --run.weight_decay .nan              | --run.weight_decay nan
+train | --run.grad_clip 0                    | --run.grad_clip 0; above 0
+train | --run.grad_clip .nan                 | --run.grad_clip nan
+train | --run.precision fp16                 | --run.precision; fp16; auto, fp32, bf16
+train | --run.precision bf61                 | --run.precision; bf61; did you mean bf16
+train | --run.device tpu                     | --run.device; tpu; cuda
+train | --run.device cuda                    | --run.device cuda; not on this machine; cpu
+train | --run.compile maybe                  | --run.compile; maybe; bool
+train | --run.compile                        | --run.compile
+train | --run.overwrite yess                 | --run.overwrite; yess; bool
+train | --run.wandb ofline                   | --run.wandb; ofline; did you mean offline
+train | --run.wandb true                     | --run.wandb; true; offline
+train | --run.name ''                        | --run.name ''
+train | --run.name a/b                       | --run.name 'a/b'; --run.out
+train | --run.name ..                        | --run.name '..'
+train | --run.out ''                         | --run.out
+train | --run.out tiny.txt                   | --run.out tiny.txt; a file
+train | --run.out tiny.txt/below             | --run.out tiny.txt/below
+train | --run.out /proc/nowhere              | --run.out /proc/nowhere
+train | --run.out foreign                    | --run.out foreign; other things
+train | --run.out foreign --run.overwrite true | --run.out foreign; other things
+train | --run.out rope                       | --run.out rope; already holds a run; finished at step 40 of 40; --run.overwrite true
+train | --model.d_model 0                    | --model.d_model 0; at least 1
+train | --model.d_model 15                   | --model.d_model 15; model.n_head 2; 14 or 16
+train | --model.n_head 3                     | --model.d_model 16; model.n_head 3
+train | --model.n_head -2                    | --model.n_head -2; at least 1
+train | --model.d_model 18                   | --model.rope.fraction; 9 features; pairs
+train | --model.n_head 4 --model.n_kv_head 3 | --model.n_kv_head 3; model.n_head 4; 1, 2, 4
+train | --model.n_kv_head 0                  | --model.n_kv_head 0; at least 1
+train | --model.n_kv_head 4                  | --model.n_kv_head 4; model.n_head 2
+train | --model.n_layer 0                    | --model.n_layer 0; at least 1
+train | --model.d_ff 0                       | --model.d_ff 0; at least 1
+train | --model.seq_len 0                    | --model.seq_len 0; at least 1
+train | --model.seq_len -4                   | --model.seq_len -4; at least 1
+train | --model.vocab_size 0                 | --model.vocab_size 0; at least 1
+train | --model.vocab_size 100               | --model.vocab_size 100; 259
+train | --model.position sinusoidal --model.d_model 15 --model.n_head 1 | --model.d_model 15; even
+train | --model.attention flash              | --model.attention; flash; explicit
+train | --model.tie_embeddings perhaps       | --model.tie_embeddings; perhaps; bool
+train | --model.init_std 0                   | --model.init_std 0; above 0
+train | --model.init_std .nan                | --model.init_std nan
+train | --model.norm_eps -1                  | --model.norm_eps -1; above 0
+train | --model.sinusoidal_amplitude 0       | --model.sinusoidal_amplitude 0; above 0
+train | --model.rope.fraction 0              | --model.rope.fraction 0; (0, 1]
+train | --model.rope.fraction 1.5            | --model.rope.fraction 1.5; (0, 1]
+train | --model.rope.fraction -0.5           | --model.rope.fraction -0.5; (0, 1]
+train | --model.rope.fraction .nan           | --model.rope.fraction nan
+train | --model.rope.fraction 0.4            | --model.rope.fraction 0.4; 3 features; pairs
+train | --model.rope.fraction 0.1            | --model.rope.fraction 0.1; 0 features
+train | --model.rope.base 1                  | --model.rope.base 1; above 1
+train | --model.rope.base 0.5                | --model.rope.base 0.5; above 1
+train | --model.rope.base -10000             | --model.rope.base -10000; above 1
+train | --model.rope.base .nan               | --model.rope.base nan
+train | --model.rope.base .inf               | --model.rope.base inf
+train | --model.rope.base null               | --model.rope.base; float
+train | --model.rope.layout halfsplit        | --model.rope.layout; halfsplit; did you mean half-split
+train | --model.rope.scaling yarm            | --model.rope.scaling; yarm; did you mean yarn
+train | --model.rope.scaling linear          | --model.rope.scaling linear; rope.factor
+train | --model.rope.factor 2                | --model.rope.factor; rope.scaling none
+train | --model.rope.factor 0.5 --model.rope.scaling linear | --model.rope.factor 0.5; at least 1
+train | --model.rope.short_factor 3          | --model.rope.short_factor; 3; list
+train | --model.rope.short_factor [a]        | --model.rope.short_factor; a; float
+train | --model.rope null                    | --model.rope
+train | --model 3                            | --model; 3
+train | --run 3                              | --run; 3
+train | --data.corpus nothing.txt            | data.corpus 'nothing.txt'; no such file; kjv
+train | --data.corpus nothing.jsonl          | data.corpus 'nothing.jsonl'; no such file
+train | --data.corpus 'nowhere/*.txt'        | data.corpus 'nowhere/*.txt'; no such file
+train | --data.corpus .                      | data.corpus '.'; folder
+train | --data.corpus ''                     | data.corpus ''
+train | --data.corpus kvj                    | data.corpus 'kvj'; did you mean kjv
+train | --data.corpus empty.txt              | data.corpus 'empty.txt'; empty
+train | --data.corpus empty.jsonl            | data.corpus 'empty.jsonl'
+train | --data.corpus short.txt              | data.corpus 'short.txt'; too short; 17
+train | --data.corpus latin1.txt --data.tokenizer bpe | latin1.txt; not UTF-8; --data.tokenizer bytes
+train | --data.corpus owner/name             | data.corpus 'owner/name'; hub; kjv; local files
+train | --data.corpus owner/name --data.subset x | owner/name; 'x'; hub; kjv
+train | --data.corpus rows.jsonl --data.column body | data.column 'body'; rows.jsonl; text
+train | --data.corpus rows.parquet --data.column body | data.column 'body'; rows.parquet; text
+train | --data.corpus rows.parquet --data.column '' | data.column ''; rows.parquet
+train | --data.corpus broken.jsonl           | data.corpus 'broken.jsonl'; json
+train | --data.corpus fake.parquet           | data.corpus 'fake.parquet'; parquet
+train | --data.tokenizer nothing.json        | data.tokenizer 'nothing.json'; no file
+train | --data.tokenizer tiny.txt            | data.tokenizer 'tiny.txt'
+train | --data.tokenizer bpee                | data.tokenizer 'bpee'; did you mean bpe
+train | --data.tokenizer foreign             | data.tokenizer 'foreign'
+train | --data.tokenizer bpe --data.vocab_size 100 | --data.vocab_size 100; 259
+train | --data.vocab_size many               | --data.vocab_size; many; int
+train | --data.max_bytes 0                   | --data.max_bytes 0; 1 or more
+train | --data.max_bytes 40                  | data.corpus 'tiny.txt'; too short
+train | --data.cache tiny.txt/below          | data.cache 'tiny.txt/below'; --data.cache
+train | --data.cache /proc/nowhere           | data.cache '/proc/nowhere'; --data.cache
+train | --config nothing.yaml                | --config; nothing.yaml
+train | --config foreign                     | --config; foreign; not a file
+train | --config                             | --config
+train | --config broken.yaml                 | --config; broken.yaml; YAML
+train | --config list.yaml                   | --config; list.yaml
+train | --config scalar.yaml                 | --config; scalar.yaml
+train | --config binary.yaml                 | --config; binary.yaml
+train | --config key.yaml                    | model.positon; did you mean model.position
+train | --config section.yaml                | modle.position; did you mean model.position
+train | --config type.yaml                   | --run.steps; many; int
+train | --config value.yaml                  | --model.position; 'rop'; did you mean rope
+train | --config null_section.yaml           | model
+train | --config good.yaml --run.steps 0     | --run.steps 0; at least 1
+compare | --schemes rop                      | --schemes rop; did you mean rope
+compare | --schemes rope,alibi               | --schemes rope,alibi
+compare | --schemes rope nonee               | --schemes nonee; did you mean none
+compare | --schemes                          | --schemes
+compare | --seeds -1                         | --seeds -1; at least 0
+compare | --seeds 0 -3                       | --seeds -3; at least 0
+compare | --seeds x                          | --seeds; x; int
+compare | --seeds 1.5                        | --seeds; 1.5; int
+compare | --seeds                            | --seeds
+compare | --seeds 99999999999999999999999    | --seeds
+compare | --jobs 0                           | --jobs 0; at least 1
+compare | --jobs -2                          | --jobs -2; at least 1
+compare | --jobs two                         | --jobs; two; int
+compare | --job 1                            | --job; did you mean --jobs
+compare | --scheme rope                      | --scheme; did you mean --schemes
+compare | --out tiny.txt                     | --out tiny.txt
+compare | --out tiny.txt/below               | --out tiny.txt/below
+compare | --out /proc/nowhere                | --out /proc/nowhere
+compare | --out ''                           | --out
+compare | --model.position alibi             | --model.position; --schemes
+compare | --run.seed 1                       | --run.seed; --seeds
+compare | --run.out x                        | --run.out; --out
+compare | --run.name x                       | --run.name; --out
+compare | --run.steps 0                      | --run.steps 0; at least 1
+compare | --run.learning_rate .nan           | --run.learning_rate nan
+compare | --run.device cuda                  | --run.device cuda; not on this machine
+compare | --run.micro_batch_size 3           | --run.micro_batch_size 3; run.batch_size 4
+compare | --model.vocab_size 100             | --model.vocab_size 100; 259
+compare | --model.d_model 18                 | --model.rope.fraction; 9 features
+compare | --schemes alibi sinusoidal --model.d_model 15 --model.n_head 1 | --model.d_model 15; even
+compare | --data.corpus nothing.txt          | data.corpus 'nothing.txt'; no such file
+compare | --data.corpus short.txt            | data.corpus 'short.txt'; too short
+compare | --data.corpus owner/name           | data.corpus 'owner/name'; hub; kjv
+compare | --config nothing.yaml              | --config; nothing.yaml
+compare | --config value.yaml                | --model.position; 'rop'
+generate |                                   | run
+generate | nothing                           | nothing; not a run folder
+generate | foreign                           | foreign; not a run folder
+generate | tiny.txt                          | tiny.txt; not a run folder
+generate | ''                                | not a run folder
+generate | rope --tokens 0                   | --tokens 0; at least 1
+generate | rope --tokens -3                  | --tokens -3; at least 1
+generate | rope --tokens many                | --tokens; many; int
+generate | rope --temperature -1             | --temperature -1; 0 or more
+generate | rope --temperature nan            | --temperature; nan
+generate | rope --temperature .nan           | --temperature nan
+generate | rope --temperature .inf           | --temperature inf
+generate | rope --temperature hot            | --temperature; hot; float
+generate | rope --seed x                     | --seed; x; int
+generate | rope --seed -1                    | --seed -1; at least 0
+generate | rope --seed 99999999999999999999999 | --seed
+generate | rope --promt x                    | --promt; did you mean --prompt
+generate | rope --temp 0                     | --temp; did you mean --temperature
+generate | rope rope                         | rope
+generate | learned --prompt 0123456789abcdefg | --prompt; 17 tokens; 16; rope
+"""
+ROWS = [[cell.strip() for cell in re.split(r"\s\|(?=\s)", line)] for line in TABLE.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, corpus_file, finished) -> Path:
+    """A folder with everything that can be wrong with a file in it, and two finished runs."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copy(corpus_file, folder / "tiny.txt")
+    for scheme in ("rope", "learned"):
+        shutil.copytree(finished(scheme), folder / scheme)
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.tex").write_text("the user's")
+    texts = {
+        "empty.txt": "",
+        "empty.jsonl": "",
+        "short.txt": "too short",
+        "rows.jsonl": '{"text": "hello"}\n' * 300,
+        "broken.jsonl": '{"text": "hello"}\n{"text":\n',
+        "fake.parquet": "no parquet",
+        "broken.yaml": "model: [",
+        "list.yaml": "- a\n- b\n",
+        "scalar.yaml": "hello\n",
+        "key.yaml": "model:\n  positon: rope\n",
+        "section.yaml": "modle:\n  position: rope\n",
+        "type.yaml": "run:\n  steps: many\n",
+        "value.yaml": "model:\n  position: rop\n",
+        "null_section.yaml": "model: 3\n",
+        "good.yaml": "model:\n  position: alibi\n",
+    }
+    for name, content in texts.items():
+        (folder / name).write_text(content)
+    (folder / "latin1.txt").write_bytes("caf\xe9 ".encode("latin-1") * 500)
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    pq.write_table(pa.table({"text": ["hello"] * 300}), folder / "rows.parquet")
+    return folder
+
+
+def listing(folder: Path) -> dict[str, int | None]:
+    return {str(path): path.stat().st_mtime_ns if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("script", "flags", "words"), ROWS, ids=[" ".join(row[:2]) for row in ROWS])
+def test_bad_input_gets_one_line_that_names_it_and_leaves_nothing(
+    place, small, monkeypatch, at_the_shell, script, flags, words
+):
+    if "/proc/" in flags and not sys.platform.startswith("linux"):
+        pytest.skip("only Linux has /proc, where not even root can write")
+    if "cuda" in flags:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    unreachable(monkeypatch)
+    monkeypatch.chdir(place)
+    before = listing(place)
+    base = ["--schemes", "rope", "--jobs", "1", "--out", "new"] if script == "compare" else ["--run.out", "new"]
+    base = [] if script == "generate" else [*small, "--data.corpus", "tiny.txt", *base]
+    try:
+        outcome = at_the_shell(MAIN[script], [*base, *shlex.split(flags)])
+    finally:
+        made = listing(place).items() - before.items()
+        for path in sorted((Path(path) for path, _ in made if path not in before), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    lines = outcome.err.splitlines()
+    assert outcome.code == 2, lines[-1:]
+    assert len(lines) == 1, lines
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert not made
+    for word in words.split("; "):
+        assert word in lines[0]
+    assert "<class" not in lines[0]
+
+
+def unreachable(monkeypatch) -> None:
+    def dataset_info(*args, **kwargs):
+        raise httpx.ConnectError("[Errno -2] Name or service not known\nand more")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+
+
+def test_the_table_is_read_whole():
+    assert len(ROWS) > 200
+    assert all(len(row) == 3 and row[0] in MAIN and row[2] for row in ROWS)
+
+
+def test_more_threads_than_a_machine_can_start_are_bad_input():
+    with pytest.raises(ValueError, match=r"run\.threads 1000000"):
+        train.RunConfig(threads=1_000_000)  # not tried: PyTorch would end the process
+
+
+def test_schemes_that_do_not_rotate_may_have_odd_heads_in_a_comparison(small, tmp_path):
+    odd = ["--model.d_model", "18", "--model.n_head", "6", "--out", str(tmp_path / "out"), "--jobs", "1"]
+    compare.main([*small, *odd, "--schemes", "none", "alibi"])
+    with pytest.raises(BadInput, match=r"rope\.fraction"):
+        compare.main([*small, *odd, "--schemes", "none", "rope", "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_empty_config_file_changes_nothing(small, tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    parser = train.make_parser("train.py", "")
+    assert train.parse([*small, "--config", str(tmp_path / "empty.yaml")], parser)[1:] == train.parse(small, parser)[1:]

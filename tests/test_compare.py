@@ -1,0 +1,489 @@
+"""The comparison: its figures, what it repeats and what it does not, and what it refuses to set side by side.
+
+.venv/bin/python -m pytest tests/test_compare.py
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.nn import functional as F
+
+import compare
+import data
+import train
+from checkpoint import load_run, read_result
+from cli import BadInput, RunFailed
+from compare import STYLE, interval
+from evaluate import loss_by_length
+from positions import SCHEMES
+
+REPOSITORY = Path(compare.__file__).parent
+COMPARED = ("none", "learned", "alibi", "rope")
+DOCUMENTED = {
+    *("scheme", "seed", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"),
+    *("learning_rate", "loss_by_length", "shared_init_sha256", "batches_sha256", "seconds", "tokens_per_second"),
+}
+BESIDES = {"data_sha256", "precision", "device", "threads", "versions"}
+
+
+def flags(small: list[str], out: Path, *more: str, schemes: tuple[str, ...] = COMPARED) -> list[str]:
+    return [*small, "--schemes", *schemes, "--seeds", "0", "1", "--jobs", "1", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def finished_comparison(small, tmp_path_factory) -> Path:
+    """Four schemes and two seeds, compared once; only read, or copied first."""
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    compare.main(flags(small, out))
+    return out
+
+
+@pytest.fixture
+def comparison(finished_comparison, tmp_path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(finished_comparison, tmp_path / "out"))
+
+
+@pytest.fixture
+def summary(finished_comparison) -> dict:
+    return json.loads((finished_comparison / "summary.json").read_text())
+
+
+def run_of(summary: dict, scheme: str, seed: int) -> dict:
+    (found,) = [run for run in summary["runs"] if (run["scheme"], run["seed"]) == (scheme, seed)]
+    return found
+
+
+def edit_result(folder: Path, **values) -> None:
+    path = folder / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def forbid_training(monkeypatch) -> None:
+    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
+
+
+def weights(out: Path) -> dict[str, tuple[int, bytes]]:
+    files = out.glob("*/model.safetensors")
+    return {path.parent.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+# ---- what it writes --------------------------------------------------------------------------------------------------
+
+
+def test_summary_json_has_the_documented_fields_of_every_run(summary, finished_comparison):
+    assert summary.keys() == {"runs", "config", "versions", "commit"}
+    pairs = [(run["scheme"], run["seed"]) for run in summary["runs"]]
+    assert sorted(pairs) == sorted((scheme, seed) for scheme in COMPARED for seed in (0, 1))
+    for run in summary["runs"]:
+        assert run.keys() == DOCUMENTED | BESIDES
+        found = read_result(finished_comparison / f"{run['scheme']}-seed{run['seed']}")
+        assert {name: run[name] for name in run.keys() & found.keys()} == {
+            name: found[name] for name in run.keys() & found.keys()
+        }
+        assert (run["steps"], run["learning_rate"]) == (4, 3e-3)
+    assert {run["position_parameters"] for run in summary["runs"]} == {0, 16 * 16}
+    assert summary["config"]["model"]["seq_len"] == 16
+    assert summary["config"].keys() == {"data", "model", "run"}
+    assert {"python", "torch", "cpu"} <= summary["versions"].keys()
+
+
+def test_main_returns_what_summary_json_says(comparison, small, monkeypatch):
+    forbid_training(monkeypatch)
+    returned = compare.main(flags(small, comparison))
+    assert json.loads(json.dumps(returned)) == json.loads((comparison / "summary.json").read_text())
+
+
+def test_the_lengths_go_from_a_quarter_to_eight_times_the_trained_one(summary):
+    for run in summary["runs"]:
+        assert list(run["loss_by_length"]) == ["4", "8", "16", "32", "64", "128"]
+
+
+def test_only_a_length_that_a_scheme_cannot_do_is_null(summary):
+    for run in summary["runs"]:
+        missing = [length for length, loss in run["loss_by_length"].items() if loss is None]
+        assert missing == (["32", "64", "128"] if run["scheme"] == "learned" else [])
+
+
+def test_runs_of_one_seed_share_their_hashes_and_other_seeds_have_others(summary):
+    for name in ("shared_init_sha256", "batches_sha256"):
+        hashes = {(run["seed"], run[name]) for run in summary["runs"]}
+        assert len(hashes) == 2
+        assert len({value for _, value in hashes}) == 2
+
+
+def test_the_picture_is_a_picture(finished_comparison):
+    assert (finished_comparison / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    picture = plt.imread(finished_comparison / "curves.png")  # (height, width, colours), 0 .. 1
+    height, width = picture.shape[:2]
+    assert 400 <= height <= 2000
+    assert 1000 <= width <= 4000
+    for scheme in COMPARED:  # every scheme's colour is drawn, in both halves
+        color = np.array([int(STYLE[scheme][0][i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        for half in (picture[:, : width // 2, :3], picture[:, width // 2 :, :3]):
+            assert (np.abs(half - color).max(-1) < 0.02).sum() > 50
+
+
+def test_the_report_asks_answers_and_proves(finished_comparison, summary):
+    report = (finished_comparison / "report.md").read_text()
+    assert "The question:" in report
+    assert "What this does not show" in report
+    assert "](curves.png)" in report
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("|")]
+    for scheme in COMPARED:
+        runs = [run_of(summary, scheme, seed) for seed in (0, 1)]
+        (figures,) = [row for row in rows if row[0] == scheme and len(row) == len(rows[0]) and "±" in row[1]]
+        for name in ("val_loss", "test_loss", "bits_per_byte"):
+            assert compare.shown(run[name] for run in runs) in figures
+        for run in runs:
+            (proof,) = [row for row in rows if row[:2] == [scheme, str(run["seed"])]]
+            assert {f"`{run[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")} <= set(proof)
+    assert "2 seeds" in report
+
+
+def test_the_report_of_one_seed_says_that_nothing_tells_luck_from_worth(comparison, small, monkeypatch, capsys):
+    forbid_training(monkeypatch)
+    compare.main(flags(small, comparison, "--seeds", "1"))
+    report = (comparison / "report.md").read_text()
+    assert "±" not in report
+    assert "one seed" in report
+    said = capsys.readouterr().out
+    assert str(comparison / "report.md") in said
+    assert "bits per byte" in said
+
+
+def test_each_scheme_has_a_look_of_its_own():
+    assert STYLE.keys() == SCHEMES.keys()
+    for part in range(3):  # colour, dash, marker: told apart without colour too
+        assert len({str(look[part]) for look in STYLE.values()}) == len(SCHEMES)
+
+
+def test_the_colours_differ_to_the_colour_blind_too():
+    """Simulated deuteranopia and protanopia (Machado et al. 2009, severity 1), distances in linear RGB."""
+    linear = {
+        scheme: (np.array([int(look[0][i : i + 2], 16) for i in (1, 3, 5)]) / 255) ** 2.2
+        for scheme, look in STYLE.items()
+    }
+    seen = {
+        "normal": np.eye(3),
+        "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    }
+    for eye, matrix in seen.items():
+        colors = {scheme: np.array(matrix) @ color for scheme, color in linear.items()}
+        for a in colors:
+            for b in colors:
+                assert a == b or np.linalg.norm(colors[a] - colors[b]) > 0.05, (eye, a, b)
+
+
+# ---- its statistics --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "t"), [([1.0, 2.0], 12.706), ([1.0, 2.0, 4.0], 4.303), ([2.0, 2.5, 1.0, 3.0, 2.2], 2.776)]
+)
+def test_interval_is_students_95_percent(values, t):
+    middle, half = interval(values)
+    n = len(values)
+    deviation = math.sqrt(sum((value - sum(values) / n) ** 2 for value in values) / (n - 1))
+    assert middle == pytest.approx(sum(values) / n)
+    assert half == pytest.approx(t * deviation / math.sqrt(n), rel=3e-4)  # t from the printed tables
+    low, high = scipy.stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert (middle - half, middle + half) == pytest.approx((low, high))
+
+
+def test_one_seed_has_no_interval():
+    assert interval([1.5]) == (1.5, None)
+    assert compare.shown([1.5]) == "1.500"
+    assert compare.shown([1.0, None]) == "n/a"
+    assert compare.shown([1.0, 2.0]) == f"1.500 ± {12.7062 * math.sqrt(0.5) / math.sqrt(2):.3f}"
+
+
+@pytest.mark.parametrize("scheme", COMPARED)
+def test_loss_by_length_scores_the_same_targets_under_each_length(finished_comparison, summary, text, scheme):
+    folder = finished_comparison / f"{scheme}-seed0"
+    model, n = load_run(folder).model, len(text)
+    ids = torch.tensor([byte + 3 for byte in text[n * 90 // 100 : n * 95 // 100].encode()])
+    n_targets = 4  # of 32, since the shortest length has no more
+    count = min(256, (len(ids) - 1 - 128) // n_targets + 1)
+    ends = np.linspace(128, len(ids) - 1, count).astype(int)  # where each window's last target stands
+    for length, loss in run_of(summary, scheme, 0)["loss_by_length"].items():
+        if loss is None:
+            continue
+        windows = torch.stack([ids[end - int(length) : end + 1] for end in ends])  # (count, L + 1)
+        with torch.no_grad():
+            logits = model(windows[:, :-1])[:, -n_targets:]  # (count, n_targets, V)
+        assert loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), windows[:, -n_targets:].flatten()).item())
+
+
+def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path):
+    (tmp_path / "long.txt").write_text("".join(chr(97 + (i * i) % 26) for i in range(400_000)))
+    config = data.DataConfig(str(tmp_path / "long.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
+    corpus, seen = data.load(config, 0, 4, 256), {}
+    ids = corpus.tokens("validation").astype(int)
+
+    def model(inputs):
+        return torch.zeros(*inputs.shape, 259)
+
+    def windows(split, lengths, **options):
+        for length, inputs, targets in data.Corpus.fixed_targets(corpus, split, lengths, **options):
+            seen[length] = targets[targets != -100].view(len(targets), -1)
+            yield length, inputs, targets
+
+    corpus.fixed_targets = windows
+    losses = loss_by_length(model, corpus, "validation", [64, 256, 2048], torch.device("cpu"), torch.no_grad)
+    assert losses == pytest.approx({length: math.log(259) for length in (64, 256, 2048)})
+    assert {tuple(targets.shape) for targets in seen.values()} == {(256, 32)}  # 8,192 targets
+    assert torch.equal(seen[64], seen[256])
+    assert torch.equal(seen[64], seen[2048])
+    assert seen[64][-1].tolist() == ids[-32:].tolist()
+
+
+def test_a_length_the_text_is_too_short_for_is_null(small, tmp_path):
+    (tmp_path / "short.txt").write_text("abcdefgh" * 130)  # 52 bytes of validation
+    run = compare.main(flags(small, tmp_path / "out", "--data.corpus", str(tmp_path / "short.txt"), schemes=("rope",)))[
+        "runs"
+    ][0]
+    assert [length for length, loss in run["loss_by_length"].items() if loss is None] == ["64", "128"]
+    assert "rope has no loss at 128: the validation text is too short" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_findings_say_who_holds_who_loses_and_who_ends(summary):
+    changes = {"alibi": 0.01, "rope": 0.5, "none": -0.3}
+    for run in summary["runs"]:
+        if run["scheme"] != "learned":
+            run["loss_by_length"]["128"] = run["loss_by_length"]["16"] + changes[run["scheme"]]
+    said = "\n".join(compare.findings(summary))
+    assert "alibi holds from 16 to 128" in said
+    assert "rope loses from 16 to 128 tokens of context: 0.500" in said
+    assert "none gains" in said
+    assert "learned has no loss at 128: its positions end at 16" in said
+
+
+def test_findings_rank_by_the_mean_over_seeds(summary):
+    for run in summary["runs"]:
+        run["val_loss"] = {"rope": 1.0, "alibi": 3.0, "learned": 2.0, "none": 4.0}[run["scheme"]] + run["seed"]
+    assert list(compare.by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
+
+
+def test_best_rates_of_a_sweep_with_these_settings_stand_in_the_table(summary, tmp_path, monkeypatch):
+    best = {"rope": {"bits_per_byte": 1.234, "learning_rate": 0.006}}
+    sweep = {"settings": compare.settings(summary["config"]), "best": best}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    monkeypatch.setattr(compare, "BEST_RATES", tmp_path / "sweep.json")
+    (row,) = [line for line in compare.table(summary) if line.startswith("| rope")]
+    assert "1.234 (0.006)" in row
+    sweep["settings"]["run"]["steps"] += 1  # of other settings
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert "1.234" not in "\n".join(compare.table(summary))
+
+
+# ---- what it repeats, and what it does not ---------------------------------------------------------------------------
+
+
+def test_finished_runs_are_not_repeated(comparison, small, monkeypatch):
+    before = weights(comparison)
+    forbid_training(monkeypatch)
+    monkeypatch.setattr(compare, "loss_by_length", lambda *args: pytest.fail("measured again"))
+    (comparison / "summary.json").unlink()
+    compare.main(flags(small, comparison))
+    assert weights(comparison) == before
+    assert (comparison / "summary.json").exists()
+
+
+def test_harmless_options_do_not_repeat_runs(comparison, small, monkeypatch):
+    forbid_training(monkeypatch)
+    compare.main(flags(small, comparison, "--run.threads", "2", "--run.wandb", "disabled"))
+
+
+@pytest.mark.parametrize("status", ["interrupted", "running", "failed"])
+def test_a_half_finished_run_is_done_again_and_the_others_are_not(comparison, small, status):
+    before = weights(comparison)
+    edit_result(comparison / "alibi-seed1", status=status, step=2)
+    (comparison / "alibi-seed1" / "model.safetensors").unlink()
+    compare.main(flags(small, comparison))
+    after = weights(comparison)
+    assert [name for name in before if after[name] != before[name]] == ["alibi-seed1"]
+    assert after["alibi-seed1"][1] == before["alibi-seed1"][1]  # to the bit what it was
+    assert read_result(comparison / "alibi-seed1")["status"] == "finished"
+
+
+def test_a_run_folder_that_is_gone_is_made_again(comparison, small):
+    before = weights(comparison)
+    shutil.rmtree(comparison / "rope-seed0")
+    compare.main(flags(small, comparison))
+    assert [name for name, value in weights(comparison).items() if value != before[name]] == ["rope-seed0"]
+
+
+def test_a_run_stopped_before_its_lengths_is_measured_and_not_trained(comparison, small, monkeypatch):
+    before = (comparison / "rope-seed1" / "lengths.json").read_text()
+    (comparison / "rope-seed1" / "lengths.json").unlink()
+    forbid_training(monkeypatch)
+    compare.main(flags(small, comparison))
+    assert (comparison / "rope-seed1" / "lengths.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "names"),
+    [
+        ("--run.steps", "5", ["run.steps 4", "not 5"]),
+        ("--run.learning_rate", "0.01", ["run.learning_rate 0.003", "not 0.01"]),
+        ("--model.d_model", "32", ["model.d_model 16", "not 32"]),
+        ("--model.rope.base", "500", ["rope", "10000", "500"]),
+        ("--data.tokenizer", "bpe", ["data.tokenizer bytes", "not bpe"]),
+    ],
+)
+def test_a_folder_of_another_config_is_refused_by_name(comparison, small, monkeypatch, flag, value, names):
+    before = weights(comparison)
+    forbid_training(monkeypatch)
+    with pytest.raises(BadInput) as refused:
+        compare.main(flags(small, comparison, flag, value))
+    for name in ("--out", "none-seed0", "--run.overwrite true", *names):
+        assert name in str(refused.value)
+    assert weights(comparison) == before
+
+
+def test_overwrite_does_every_run_again(comparison, small):
+    before = weights(comparison)
+    summary = compare.main(flags(small, comparison, "--run.overwrite", "true", "--run.steps", "3"))
+    assert {run["steps"] for run in summary["runs"]} == {3}
+    assert all(value[1] != before[name][1] for name, value in weights(comparison).items())
+
+
+def test_a_scheme_or_seed_can_be_added_later(comparison, small):
+    before = weights(comparison)
+    summary = compare.main(flags(small, comparison, "--seeds", "0", schemes=("rope", "t5")))
+    assert [run["scheme"] for run in summary["runs"]] == ["rope", "t5"]
+    assert {name: value for name, value in weights(comparison).items() if name != "t5-seed0"} == before
+
+
+def test_a_scheme_and_seed_named_twice_run_once(comparison, small, monkeypatch):
+    forbid_training(monkeypatch)
+    summary = compare.main(flags(small, comparison, "--seeds", "0", "0", schemes=("rope", "rope")))
+    assert len(summary["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("shared_init_sha256", "shared first weights"), ("batches_sha256", "batches"), ("data_sha256", "corpus")],
+)
+def test_runs_of_one_seed_that_differ_in_more_than_their_scheme_are_refused(comparison, small, name, what):
+    before = (comparison / "summary.json").read_bytes()
+    edit_result(comparison / "alibi-seed1", **{name: "deadbeef" * 8})
+    with pytest.raises(BadInput) as refused:
+        compare.main(flags(small, comparison))
+    for word in ("alibi-seed1", "none-seed1", what, "deadbeefdead"):
+        assert word in str(refused.value)
+    assert "seed0" not in str(refused.value)
+    assert (comparison / "summary.json").read_bytes() == before
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def in_a_process(argv: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, REPOSITORY / "compare.py", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_jobs_at_a_time_give_the_figures_of_one_at_a_time(small, tmp_path, summary):
+    more = ["--seeds", "0", "--jobs", "2"]
+    process = in_a_process(flags(small, tmp_path / "out", *more, schemes=("rope", "alibi")))
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "2 at a time" in said
+    ours = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for run in ours["runs"]:
+        theirs = run_of(summary, run["scheme"], 0)
+        same = run.keys() - {"seconds", "tokens_per_second"}
+        assert {name: run[name] for name in same} == {name: theirs[name] for name in same}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"summary.json", "curves.png", "report.md"}
+
+
+def test_a_job_that_fails_is_named_and_ends_with_code_3(small, tmp_path, at_the_shell):
+    argv = flags(small, tmp_path / "out", "--run.learning_rate", "1e30", schemes=("alibi",))
+    outcome = at_the_shell(compare.main, argv)
+    assert outcome.code == 3
+    (line,) = outcome.err.splitlines()
+    assert "alibi-seed0" in line
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_jobs_side_by_side_that_fail_are_named_each_and_the_others_are_finished_first(small, tmp_path):
+    compare.main(flags(small, tmp_path / "out", "--seeds", "7", schemes=("rope",)))  # prepares the corpus too
+    config = tmp_path / "out" / "rope-seed0"
+    config.mkdir()
+    (config / "something.txt").write_text("in the way of one run, and of it alone")
+    with pytest.raises(RunFailed) as failed:
+        compare.main(flags(small, tmp_path / "out", "--jobs", "2", schemes=("rope",)))
+    assert "rope-seed0 ended with code 2" in str(failed.value)
+    assert "other things in it" in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert "rope-seed1" not in str(failed.value)
+    assert read_result(tmp_path / "out" / "rope-seed1")["status"] == "finished"
+
+
+def test_a_stopped_comparison_stops_its_runs_and_they_say_how_far_they_got(small, tmp_path):
+    out, steps = tmp_path / "out", "1000000"
+    more = ["--seeds", "0", "--jobs", "2", "--run.steps", steps, "--run.eval_every", steps]
+    process = in_a_process(flags(small, out, *more, schemes=("rope", "none")))
+    logs = [out / name / "metrics.jsonl" for name in ("rope-seed0", "none-seed0")]
+    try:
+        deadline = time.monotonic() + 100
+        while not all(log.exists() and log.stat().st_size > 1000 for log in logs):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    for log in logs:
+        assert read_result(log.parent)["status"] == "interrupted"
+        assert read_result(log.parent)["step"] >= 1
+        size = log.stat().st_size
+        time.sleep(0.1)
+        assert log.stat().st_size == size  # nobody writes on
+
+
+def test_more_jobs_than_runs_are_not_started(small, comparison, capsys, monkeypatch):
+    forbid_training(monkeypatch)
+    compare.main(flags(small, comparison, "--jobs", "50"))
+    assert "8 at a time; 8 finished before" in capsys.readouterr().out
+
+
+def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
+    """One job a core by default, and the cores shared out between jobs as threads."""
+    seen = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once: seen.update(jobs=jobs, at_once=at_once))
+
+    class FarEnough(Exception):
+        pass
+
+    def stop(jobs):
+        raise FarEnough
+
+    monkeypatch.setattr(compare, "summarise", stop)
+    free = flags(small, tmp_path / "out", schemes=("rope", "none"))
+    free[free.index("--jobs") : free.index("--jobs") + 2] = []
+    free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
+    with pytest.raises(FarEnough):
+        compare.main(free)
+    assert seen["at_once"] == 4
+    assert {job.run.threads for job in seen["jobs"]} == {2}
