@@ -15,7 +15,7 @@ bit-identical shared weights:
 import difflib
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -75,6 +75,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"model.{name} {value} must be at least 1")
+        if self.attention not in ("auto", "explicit", "fused"):
+            raise ValueError(f"model.attention {self.attention!r} is none of auto, explicit, fused")
         if self.d_model % self.n_head:
             smaller, larger = self.d_model // self.n_head * self.n_head, -(-self.d_model // self.n_head) * self.n_head
             raise ValueError(
@@ -96,8 +98,11 @@ class ModelConfig:
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.position == "rope":
-            for length in (1, self.seq_len):
-                frequencies(self.rope, self.d_head, length)  # refuses what cannot be rotated, by name
+            rope = self.rope
+            if rope.scaling == "longrope" and rope.factor is rope.attention_factor is None and rope.original_length:
+                rope = replace(rope, factor=max(1.0, self.seq_len / rope.original_length))
+                object.__setattr__(self, "rope", rope)
+            frequencies(rope, self.d_head, self.seq_len)  # refuses what cannot be rotated, by name
 
     @property
     def d_head(self) -> int:
@@ -141,9 +146,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The same through PyTorch's kernels, which never hold all scores at once; no mask means plainly causal."""
     dtype = q.dtype
-    if mask is not None:  # in its dtype: a bias in bfloat16 could not tell far distances apart
-        q, k, v = q.to(mask.dtype), k.to(mask.dtype), v.to(mask.dtype)
-        mask = mask.view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): with fewer dimensions it falls to a slow path
+    if mask is not None:  # in the wider dtype: a bias in bfloat16 could not tell far distances apart
+        wide = torch.promote_types(dtype, mask.dtype)
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): in 3 dimensions it takes a slow path
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
     return y.to(dtype)
@@ -206,8 +212,8 @@ class Cache:
         self.used = 0
         self.start = 0
 
-    def append(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
-        """Take in new tokens, (B, T), and return their positions, (T,): given, or counted on from the last one.
+    def append(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Take in new tokens, (B, T), at their positions, (T,), and return the positions of all so far, (Tk,).
 
         Raises:
             ValueError: when there is no room left, or the batch is another.
@@ -218,13 +224,19 @@ class Cache:
             raise ValueError(
                 f"cache of {tuple(self.tokens.shape)} tokens, {room} free a row, cannot take {B} x {T} more"
             )
-        if positions is None:
-            first = self.positions[self.used - 1] + 1 if self.used else 0
-            positions = torch.arange(T, device=tokens.device) + first
         self.start, self.used = self.used, self.used + T
         self.tokens[:, self.start : self.used] = tokens
         self.positions[self.start : self.used] = positions
-        return positions
+        return self.positions[: self.used]
+
+    def next_position(self) -> Tensor | int:
+        """One past the position of the last token; 0 if empty."""
+        return self.positions[self.used - 1] + 1 if self.used else 0
+
+    def clear(self) -> tuple[Tensor, Tensor]:
+        """Forget everything, and return what it was: tokens, (B, Tk), and their positions, (Tk,)."""
+        used, self.used = self.used, 0
+        return self.tokens[:, :used].clone(), self.positions[:used].clone()
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values, (B, Hkv, T, D), and return all of them, (B, Hkv, Tk, D)."""
@@ -281,14 +293,20 @@ class Transformer(nn.Module):
             PastTheEnd: if learned positions are asked past their end.
             ValueError: if the cache has no room.
         """
+        T = tokens.shape[1]
         plain = positions is None and cache is None  # key i stands at position i, and query i too
-        if cache is not None:
-            positions = cache.append(tokens, positions)
-        elif positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        k_positions = positions if cache is None else cache.positions[: cache.used]
-
+        if positions is None:
+            positions = torch.arange(T, device=tokens.device) + (0 if cache is None else cache.next_position())
+        if not T or positions.shape != (T,):
+            raise ValueError(
+                f"tokens {tuple(tokens.shape)} and positions {tuple(positions.shape)} are not (B, T) and (T,)"
+            )
+        # Embedding comes before the cache takes anything in: a refused position leaves it as it was.
         x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C)
+        k_positions = positions if cache is None else cache.append(tokens, positions)  # (Tk,)
+        if cache is not None and cache.start and self.position.changes(cache.start, k_positions):
+            # Deeper layers hold states computed under the old frequencies: only a full pass is exact.
+            return self(*cache.clear(), cache)[:, -T:]
         explicit = self.explicit(k_positions)
         mask = self.mask(positions, k_positions, optional=plain and not explicit)
         scene = Scene(self.position, positions, mask, explicit, cache)

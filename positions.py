@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rope import RopeConfig, cos_sin, frequencies, turn
+from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, turn
 
 if TYPE_CHECKING:
     from model import ModelConfig
@@ -47,6 +47,10 @@ class Position(nn.Module):
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """What is added to every score after the division by sqrt(D): (Tq,), (Tk,) -> (H, Tq, Tk), or None."""
         return None
+
+    def changes(self, used: int, positions: Tensor) -> bool:
+        """Whether what the scheme did for the first `used` of these positions, (T,), is another thing now."""
+        return False
 
 
 class Sinusoidal(Position):
@@ -80,7 +84,11 @@ class Learned(Position):
         self.table = nn.Parameter(torch.empty(config.seq_len, config.d_model))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and int(positions.max()) >= self.longest:
+        if torch.compiler.is_compiling():
+            return x + self.table[positions].to(x.dtype)
+        if int(positions.min()) < 0:
+            raise ValueError(f"position {int(positions.min())} is below 0: learned positions start there")
+        if int(positions.max()) >= self.longest:
             raise PastTheEnd(
                 f"learned positions end at {self.longest}, the seq_len trained at, and position {int(positions.max())} "
                 f"was asked for: stay within {self.longest} tokens or use a scheme that has no end (rope, alibi)"
@@ -173,10 +181,19 @@ class Rope(Position):
         cos, sin = self.cos_sin if positions is self.positions else self.table(positions)
         return turn(q, cos, sin, self.config.layout), turn(k, cos, sin, self.config.layout)
 
+    def changes(self, used: int, positions: Tensor) -> bool:
+        if self.config.scaling not in DEPEND_ON_LENGTH:
+            return False
+        return not torch.equal(self.theta(positions[:used])[0], self.theta(positions)[0])
+
+    def theta(self, positions: Tensor) -> tuple[Tensor, float]:
+        """Frequencies and attention factor at the length these positions reach."""
+        length = int(positions.max()) + 1 if self.config.scaling in DEPEND_ON_LENGTH else 0
+        return frequencies(self.config, self.d_head, length)
+
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of all angles, times the attention factor: (T, D_rot / 2) each."""
-        length = int(positions.max()) + 1 if self.config.scaling in ("dynamic", "longrope") else 0
-        theta, attention_factor = frequencies(self.config, self.d_head, length)
+        theta, attention_factor = self.theta(positions)
         cos, sin = cos_sin(positions, on_device(theta, positions))
         return attention_factor * cos, attention_factor * sin
 

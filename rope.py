@@ -20,11 +20,11 @@ was trained on, the frequencies are slowed: that is what every `scaling` below d
 
 Print a table of the pairs: how far does each turn inside the trained length?
 
-    python rope.py --base 10000 --d_head 32 --length 256
+    python rope.py --d_head 32 --length 256 --rope.scaling yarn --rope.factor 4 --rope.original_length 256
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,7 +50,9 @@ OPTIONS: dict[str, tuple[set[str], set[str]]] = {  # scaling -> (options it cann
     "llama3": ({"factor"}, {"low_freq_factor", "high_freq_factor"}),
     "proportional": (set(), {"factor"}),
 }
+SCALING_FIELDS = sorted({option for pair in OPTIONS.values() for option in pair[0] | pair[1]})
 NEEDS_ORIGINAL_LENGTH = {"dynamic", "yarn", "longrope", "llama3"}
+DEPEND_ON_LENGTH = {"dynamic", "longrope"}  # frequencies change with the length in use
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RopeConfig:
         fraction: share of each head's features that are rotated, in (0, 1]; the others pass through.
         scaling: how frequencies are slowed past the trained length; none, linear, ntk, dynamic, yarn, longrope, llama3
             or proportional.
-        factor: how many times longer than trained (s), at least 1.
+        factor: how many times longer than trained (s), at least 1; for longrope seq_len / original_length if not given.
         original_length: the length the weights were first trained at (L), tokens; a record that every scaling accepts
             and dynamic, yarn, longrope and llama3 need.
         beta_fast: yarn: pairs that turn more often than this within L are left alone. 32 if not given.
@@ -103,8 +105,8 @@ class RopeConfig:
             if value not in choices:
                 raise ValueError(f"rope.{name} {value!r} is none of {', '.join(choices)}")
         required, optional = OPTIONS[self.scaling]
-        for name in {option for pair in OPTIONS.values() for option in pair[0] | pair[1]} - required - optional:
-            if getattr(self, name) is not None:
+        for name in SCALING_FIELDS:
+            if name not in required | optional and getattr(self, name) is not None:
                 takes = ", ".join(sorted(required | optional)) or "no options"
                 raise ValueError(f"rope.{name} means nothing to rope.scaling {self.scaling}, which takes {takes}")
         for name in sorted(required):
@@ -117,7 +119,7 @@ class RopeConfig:
         if self.original_length is not None and self.original_length < 2:
             raise ValueError(f"rope.original_length {self.original_length} must be at least 2 tokens")
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
-            if not 0 < self.option(low) < self.option(high):
+            if not 0 < self.option(low) < self.option(high) < math.inf:
                 raise ValueError(
                     f"rope.{low} {self.option(low):g} must be above 0 and below rope.{high} {self.option(high):g}"
                 )
@@ -200,10 +202,12 @@ def frequencies(config: RopeConfig, d_head: int, length: int) -> tuple[Tensor, f
             return theta / s * ramp + theta * (1 - ramp), config.attention_factor or default_factor
         case "longrope":
             # LongRoPE (2402.13753): one searched divisor per pair, one list up to L and another past it.
+            for name in ("short_factor", "long_factor"):
+                if len(getattr(config, name)) != d // 2:
+                    raise ValueError(
+                        f"rope.{name} has {len(getattr(config, name))} numbers, and {d // 2} pairs are rotated"
+                    )
             divisors = config.long_factor if n > L else config.short_factor
-            if len(divisors) != d // 2:
-                name = "long_factor" if n > L else "short_factor"
-                raise ValueError(f"rope.{name} has {len(divisors)} numbers, and {d // 2} pairs are rotated")
             default_factor = math.sqrt(1 + math.log(s) / math.log(L))
             return theta / torch.tensor(divisors, dtype=torch.float64), config.attention_factor or default_factor
         case "llama3":
@@ -293,3 +297,50 @@ def to_half_split(d_rot: int, d_head: int) -> Tensor:
     """
     even = torch.arange(0, d_rot, 2)
     return torch.cat((even, even + 1, torch.arange(d_rot, d_head)))
+
+
+def pairs(config: RopeConfig, d_head: int, length: int) -> list[str]:
+    """A line per pair: its frequency, wavelength and turns inside `length` tokens, before and after scaling."""
+    theta, attention_factor = frequencies(config, d_head, length)
+    unscaled = replace(config, **dict.fromkeys(SCALING_FIELDS), scaling="none", fraction=2 * len(theta) / d_head)
+    plain, _ = frequencies(unscaled, d_head, length)
+    lines = [f"{'pair':>4} {'theta':>12} {'wavelength':>12} {'turns':>9}    scaled: theta, as a share, turns"]
+    for i, (before, after) in enumerate(zip(plain.tolist(), theta.tolist(), strict=True)):
+        turns = length / (2 * math.pi)
+        wave = 2 * math.pi / before
+        lines.append(
+            f"{i:>4} {before:>12.6g} {wave:>12.6g} {turns * before:>9.4g}    "
+            f"{after:>12.6g} {after / before:>7.3f} {turns * after:>9.4g}"
+        )
+    lines.append(f"cos and sin are multiplied by {attention_factor:.6g}")
+    untouched = int((theta == plain).sum())
+    if config.scaling == "yarn" and untouched < 2:
+        lines.append(
+            f"warning: rope.beta_fast {config.option('beta_fast'):g} leaves {untouched} of the pairs untouched, "
+            "so yarn is "
+            f"nearly plain interpolation here: a lower one, 8 say, keeps more of the fast pairs"
+        )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table of pairs for the options of the command line."""
+    from cli import BadInput, Parser
+
+    parser = Parser(prog="rope.py", description="How fast each pair of features turns, and how far inside a length.")
+    parser.add_class_arguments(RopeConfig, "rope")
+    parser.add_argument("--d_head", type=int, default=32, help="width of a head, features")
+    parser.add_argument("--length", type=int, default=256, help="length in use, tokens")
+    asked = parser.parse_args(argv)
+    if asked.length < 1 or asked.d_head < 2:
+        raise BadInput(f"--length {asked.length} must be at least 1 and --d_head {asked.d_head} at least 2")
+    try:
+        print("\n".join(pairs(parser.instantiate(asked).rope, asked.d_head, asked.length)))
+    except ValueError as error:
+        raise BadInput(f"--{error}") from error
+
+
+if __name__ == "__main__":
+    from cli import run
+
+    run(main)

@@ -18,6 +18,7 @@ import torch
 import cli
 import train
 
+torch.set_num_threads(1)  # tests are many small things: threads would only wait for each other
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B asks for it by --run.wandb
 
 WORDS = (

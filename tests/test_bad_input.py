@@ -87,14 +87,14 @@ train | --run.wandb ofline                   | --run.wandb; ofline; did you mean
 train | --run.wandb true                     | --run.wandb; true; offline
 train | --run.name ''                        | --run.name ''
 train | --run.name a/b                       | --run.name 'a/b'; --run.out
-train | --run.name ..                        | --run.name '..'
+train | --run.name .. --run.out null         | --run.name '..'
 train | --run.out ''                         | --run.out
 train | --run.out tiny.txt                   | --run.out tiny.txt; a file
 train | --run.out tiny.txt/below             | --run.out tiny.txt/below
 train | --run.out /proc/nowhere              | --run.out /proc/nowhere
 train | --run.out foreign                    | --run.out foreign; other things
 train | --run.out foreign --run.overwrite true | --run.out foreign; other things
-train | --run.out rope                       | --run.out rope; already holds a run; finished at step 40 of 40; --run.overwrite true
+train | --run.out rope                       | --run.out rope; already holds a run; step 40 of 40; --run.overwrite
 train | --model.d_model 0                    | --model.d_model 0; at least 1
 train | --model.d_model 15                   | --model.d_model 15; model.n_head 2; 14 or 16
 train | --model.n_head 3                     | --model.d_model 16; model.n_head 3

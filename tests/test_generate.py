@@ -33,6 +33,19 @@ def text_of(capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def decided(small, tmp_path_factory):
+    """The folder of a scheme's run with large first values, hardly trained: what it says is varied, and no near tie."""
+
+    def folder(scheme: str) -> Path:
+        path = tmp_path_factory.mktemp("decided") / scheme
+        own = ["--model.position", scheme, "--model.init_std", "1", "--model.tie_embeddings", "false"]
+        train.main([*small, *own, "--run.steps", "1", "--run.learning_rate", "1e-9", "--run.out", str(path)])
+        return path
+
+    return folder
+
+
 @pytest.fixture
 def broken(finished, tmp_path) -> Path:
     """A copy of a finished run, to be broken."""
@@ -49,11 +62,13 @@ def greedy(model: Transformer, ids: list[int], tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("scheme", ENDLESS)
-def test_temperature_0_is_the_argmax_of_full_passes_past_the_trained_length_too(finished, text_of, scheme):
-    loaded = load_run(finished(scheme))
-    ids = loaded.tokenizer.encode("in the ").ids
-    expected = loaded.tokenizer.decode(greedy(loaded.model, ids, 40), skip_special_tokens=False)  # seq_len is 16
-    said = text_of(finished(scheme), "--prompt", "in the ", "--tokens", "40", "--temperature", "0")
+def test_temperature_0_is_the_argmax_of_full_passes_past_the_trained_length_too(decided, text_of, scheme):
+    folder = decided(scheme)
+    loaded = load_run(folder)
+    drawn = greedy(loaded.model, loaded.tokenizer.encode("in the ").ids, 40)  # seq_len is 16
+    assert len(set(drawn)) > 5
+    expected = loaded.tokenizer.decode(drawn, skip_special_tokens=False)
+    said = text_of(folder, "--prompt", "in the ", "--tokens", "40", "--temperature", "0")
     assert said == f"in the {expected}\n"
 
 
@@ -77,15 +92,18 @@ def test_temperature_0_needs_no_seed(finished, text_of):
 
 
 def test_draws_follow_the_softmax_of_logits_over_temperature(finished):
-    model, prompt = load_run(finished("rope")).model, [20, 30, 40]
+    model, prompt = load_run(finished("rope")).model, [byte + 3 for byte in b"in "]
     with torch.no_grad():
         logits = model(torch.tensor([prompt]))[0, -1]
-    for temperature in (0.5, 1.0):
+    plain = logits.softmax(-1)
+    for temperature in (0.25, 1.0):
         expected = (logits / temperature).softmax(-1)
-        draws = torch.tensor([next(generate.sample(model, prompt, 1, temperature, seed)) for seed in range(600)])
+        draws = torch.tensor([next(generate.sample(model, prompt, 1, temperature, seed)) for seed in range(400)])
         seen = torch.bincount(draws, minlength=len(expected)) / len(draws)
-        assert (seen - expected).abs().max() < 4 * 0.5 / 600**0.5
-        assert seen[int(expected.argmax())] == pytest.approx(float(expected.max()), abs=4 * 0.5 / 600**0.5)
+        deviation = (expected * (1 - expected) / len(draws)).sqrt()
+        assert ((seen - expected).abs() < 5 * deviation + 2 / len(draws)).all()
+        if temperature != 1:  # and the draws could tell the two apart
+            assert (seen - plain).abs().max() > 0.3
 
 
 def test_the_number_of_tokens_is_what_was_asked(finished, text_of):
@@ -122,8 +140,8 @@ def test_the_end_of_text_ends_the_text_with_a_note(finished, capsys, monkeypatch
     assert "<|endoftext|>" not in said
 
 
-def test_learned_positions_stop_at_their_wall_with_a_note(finished, at_the_shell):
-    folder = finished("learned")
+def test_learned_positions_stop_at_their_wall_with_a_note(decided, at_the_shell):
+    folder = decided("learned")
     outcome = at_the_shell(
         generate.main, [str(folder), "--prompt", "0123456789", "--tokens", "20", "--temperature", "0"]
     )

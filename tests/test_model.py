@@ -210,9 +210,6 @@ def test_a_cache_goes_on_past_the_trained_length(position: str) -> None:
         *(
             pytest.param(
                 rope,
-                marks=pytest.mark.xfail(
-                    strict=True, reason="issue 3: the cache is not yet rebuilt when frequencies change"
-                ),
             )
             for rope in (
                 RopeConfig(scaling="dynamic", factor=4, original_length=L),
@@ -264,7 +261,6 @@ def test_a_cache_refuses_another_batch_size(batch_size: int) -> None:
         model(some_tokens(4, batch_size), cache=model.new_cache(2, 10))
 
 
-@pytest.mark.xfail(strict=True, reason="model.forward appends to the cache before the scheme refuses the position")
 def test_a_refused_position_leaves_the_cache_as_it_was() -> None:
     model, tokens = build("learned"), some_tokens(L + 1)
     cache = model.new_cache(2, 2 * L)
@@ -330,9 +326,6 @@ def test_the_model_works_in_float64(position: str, attention: str) -> None:
         if name == "t5"
         else pytest.param(
             name,
-            marks=pytest.mark.xfail(
-                strict=True, reason="fused_attention casts float64 q, k, v down to the float32 mask"
-            ),
         )
         for name in SCHEMES
     ],

@@ -1,0 +1,280 @@
+"""The repository keeps its word: every config file loads, every README command runs, every dependency is pinned.
+
+.venv/bin/python -m pytest tests/test_repository.py
+"""
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+import compare
+import data
+import generate
+import train
+from cli import BadInput
+from positions import SCHEMES
+
+REPOSITORY = Path(train.__file__).parent
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MAIN = {"train.py": train.main, "compare.py": compare.main, "generate.py": generate.main}
+
+
+# ---- config files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_loads_and_changes_what_it_states_and_nothing_else(path, capsys):
+    def printed(*argv: str) -> dict:
+        with pytest.raises(SystemExit) as ended:
+            train.main([*argv, "--print_config"])
+        assert not ended.value.code
+        return yaml.safe_load(capsys.readouterr().out)
+
+    stated = yaml.safe_load(path.read_text())
+    expected = printed()
+    for section, values in stated.items():
+        expected[section].update(values)
+    assert printed("--config", str(path)) == expected
+    asked, *_ = train.parse(["--config", str(path)], train.make_parser("train.py", ""))
+    assert asked.run.out is None
+
+
+def test_every_scheme_has_a_config_file_that_names_it():
+    assert set(SCHEMES) <= {path.stem for path in CONFIGS}
+    for scheme in SCHEMES:
+        stated = yaml.safe_load((REPOSITORY / "configs" / f"{scheme}.yaml").read_text())
+        assert stated["model"]["position"] == scheme
+        assert set(stated) == {"model"}
+
+
+# ---- make and pyproject.toml -----------------------------------------------------------------------------------------
+
+
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+@pytest.mark.parametrize("arguments", [[], ["help"]], ids=["make", "make help"])
+def test_make_lists_every_target_and_does_nothing_else(arguments):
+    said = subprocess.run(
+        ["make", "--no-print-directory", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    assert {"setup", "compare", "test", "lint", "clean", "help"} <= set(make_targets())
+    listed = re.findall(r"^\s*make ([a-z-]+) +\S", said, re.MULTILINE)
+    assert sorted(listed) == sorted(make_targets())
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+@pytest.mark.parametrize(("target", "command"), [("compare", "compare.py"), ("test", "pytest"), ("lint", "ruff")])
+def test_make_would_run(target, command):
+    said = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert command in said
+
+
+def test_every_direct_dependency_is_pinned():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    direct = [
+        *project["dependencies"],
+        *(name for group in project["optional-dependencies"].values() for name in group),
+    ]
+    assert len(direct) > 10
+    for requirement in direct:
+        assert re.fullmatch(r"[\w-]+(\[[\w,]+\])?==\d[\w.]*", requirement), requirement
+
+
+def test_every_library_that_is_imported_is_a_direct_dependency():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
+    known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
+    known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
+    ours = {path.stem for path in REPOSITORY.glob("*.py")}
+    for path in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("tests/*.py")]:
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
+            is_standard = name in sys.stdlib_module_names
+            assert is_standard or name in ours | known, f"{path.name} imports {name}"
+
+
+# ---- the README ------------------------------------------------------------------------------------------------------
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of every command in a page's sh and bash blocks; prompts, comments and variables left out."""
+    commands: list[list[str]] = []
+    for block in re.findall(r"^ *```(?:sh|bash|shell|console)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=";&|")
+            lexer.whitespace_split = True
+            for is_between, group in itertools.groupby(lexer, lambda word: not word.strip(";&|")):
+                words = list(itertools.dropwhile(lambda word: re.fullmatch(r"\w+=.*", word), group))
+                if words and not is_between:
+                    commands.append(words)
+    return commands
+
+
+README = REPOSITORY / "README.md"
+COMMANDS = commands_of(README.read_text(encoding="utf-8") if README.exists() else "")
+PYTHON = [words[1:] for words in COMMANDS if Path(words[0]).name in ("python", "python3") and words[1].endswith(".py")]
+OURS = [words for words in PYTHON if words[0] in MAIN]
+
+
+def test_commands_are_found_among_prompts_comments_and_variables():
+    page = """
+```sh
+make compare   # a comment
+A=1 python train.py --run.name "a b" \\
+    --run.steps 5 && python generate.py runs/a
+```
+```python
+python = 3
+```
+  ```console
+  $ cd somewhere; .venv/bin/python compare.py --schemes rope
+  ```
+"""
+    assert commands_of(page) == [
+        ["make", "compare"],
+        ["python", "train.py", "--run.name", "a b", "--run.steps", "5"],
+        ["python", "generate.py", "runs/a"],
+        ["cd", "somewhere"],
+        [".venv/bin/python", "compare.py", "--schemes", "rope"],
+    ]
+
+
+def test_the_readme_has_commands():
+    assert {"train.py", "compare.py", "generate.py"} <= {words[0] for words in PYTHON}
+    assert ["make", "compare"] in COMMANDS
+    assert ["make", "test"] in COMMANDS
+
+
+def test_the_readme_names_only_scripts_targets_and_configs_that_exist():
+    for words in PYTHON:
+        assert (REPOSITORY / words[0]).is_file(), words
+    for words in COMMANDS:
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= set(make_targets()), words
+        for word in words:
+            assert not word.startswith("configs/") or (REPOSITORY / word).is_file(), words
+
+
+class Reached(Exception):
+    """A command was read without complaint and was about to begin its work, on this configuration of data."""
+
+
+def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig | None:
+    """Let a script read a command and stop it where the work begins; what the command asks of data."""
+
+    def stop(config, *_):
+        raise Reached(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", stop)
+        patch.setattr(generate, "load_run", stop)
+        patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
+        with pytest.raises(Reached) as reached:
+            MAIN[words[0]](words[1:])
+    return None if words[0] == "generate.py" else reached.value.args[0]
+
+
+def provide(folder: Path, config: data.DataConfig, text: str, run: Path) -> None:
+    """Put the local files that a command names in its folder: text of ours under their names."""
+    path = folder / config.corpus.replace("**", "a").replace("*", "a").replace("?", "a")
+    if config.corpus != "kjv":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.table({config.column: [text]}), path)
+        else:
+            path.write_text(json.dumps({config.column: text}) + "\n" if path.suffix == ".jsonl" else text)
+    if config.tokenizer not in ("bpe", "bytes"):
+        (folder / config.tokenizer).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "tokenizer.json", folder / config.tokenizer)
+
+
+def made_small(words: list[str], config: data.DataConfig, small: list[str], out: Path) -> list[str]:
+    """A command with everything that takes time overridden by flags after it; it keeps the corpus that it names."""
+    pairs = dict(zip(small[::2], small[1::2], strict=True))
+    if config.corpus != "kjv" or "--data.corpus" in words:
+        del pairs["--data.corpus"]
+        pairs["--data.max_bytes"] = "100000"
+    if config.tokenizer != "bpe":
+        del pairs["--data.tokenizer"]
+    for flag, least in (("--model.n_kv_head", "1"), ("--run.micro_batch_size", "1"), ("--run.compile", "false")):
+        if flag in words:
+            pairs[flag] = least
+    pairs |= {"--jobs": "1", "--out": str(out)} if words[0] == "compare.py" else {"--run.out": str(out)}
+    seeds = ["--seeds", "0", "1"] if "--seeds" in words else []
+    return [*words[1:], *(word for pair in pairs.items() for word in pair), *seeds]
+
+
+def check_command(words: list[str], folder: Path, small, finished, text, monkeypatch, at_the_shell) -> str:
+    """Read a command, and run it small unless it wants a hub, a GPU or an account; what was done, `read` or `ran`."""
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(folder)
+    config = read(words, monkeypatch)
+    if config is None:
+        scheme = next((scheme for scheme in SCHEMES if any(scheme in Path(word).parts for word in words)), "rope")
+        argv = [str(finished(scheme)) if word.startswith("runs/") else word for word in words[1:]]
+        argv += ["--prompt", "in"] if scheme == "learned" else []
+        outcome = at_the_shell(generate.main, [*argv, "--tokens", "5"])
+    elif {"cuda", "mps", "online"} & set(words) or is_on_the_hub(config):
+        return "read"
+    else:
+        provide(folder, config, text, finished("rope"))
+        outcome = at_the_shell(MAIN[words[0]], made_small(words, config, small, folder / "out"))
+    assert outcome.code == 0, outcome.err
+    return "ran"
+
+
+def is_on_the_hub(config: data.DataConfig) -> bool:
+    """Whether the corpus is neither embedded nor a local file, going by its name: the file need not be there yet."""
+    is_local = Path(config.corpus).suffix in (".txt", ".jsonl", ".parquet") or re.search(r"[*?]", config.corpus)
+    return config.corpus != "kjv" and not is_local
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_every_readme_command_runs_with_its_sizes_overridden(
+    words, small, finished, text, tmp_path, monkeypatch, at_the_shell
+):
+    assert check_command(words, tmp_path, small, finished, text, monkeypatch, at_the_shell) in ("read", "ran")
+
+
+@pytest.mark.parametrize(
+    ("command", "done"),
+    [
+        ("train.py --config configs/alibi.yaml --model.d_model 256 --run.steps 2000", "ran"),
+        ("train.py --data.corpus 'books/*.txt' --data.tokenizer bpe", "ran"),
+        ("train.py --data.corpus rows.jsonl --data.column body --data.tokenizer my/tokenizer.json", "ran"),
+        ("train.py --config configs/fineweb_edu.yaml", "read"),
+        ("train.py --run.device cuda --run.precision bf16", "read"),
+        ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
+        ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
+    ],
+)
+def test_the_check_of_readme_commands_runs_what_it_can(
+    command, done, small, finished, text, tmp_path, monkeypatch, at_the_shell
+):
+    words = shlex.split(command)
+    assert check_command(words, tmp_path, small, finished, text, monkeypatch, at_the_shell) == done
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py --run.stepz 5", "compare.py --shemes rope", "generate.py runs/x --promt x"]
+)
+def test_the_check_of_readme_commands_notices_a_wrong_one(
+    command, small, finished, text, tmp_path, monkeypatch, at_the_shell
+):
+    with pytest.raises(BadInput):
+        check_command(shlex.split(command), tmp_path, small, finished, text, monkeypatch, at_the_shell)
