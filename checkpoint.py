@@ -10,6 +10,7 @@ runs/<name>/config.yaml         what was asked, complete
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -69,7 +70,9 @@ class RunFolder:
             sections = {name: asdict(config) for name, config in configs.items()}
             write_whole(path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
             self.metrics: TextIO = open(path / "metrics.jsonl", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
             raise BadInput(f"--run.out {path} cannot be written ({error.strerror}): name a folder that can") from error
 
     def log(self, step: int, split: str, **values: float) -> None:
@@ -151,17 +154,20 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
             f"{path} has no weights: its run is {result.get('status', 'unfinished')} at step {result.get('step', 0)} "
             f"of {result.get('steps', 'an unknown number')}; train it again with --run.overwrite true"
         )
+    file = "config.yaml"
     try:
-        sections = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
         rope = RopeConfig(**sections["model"].pop("rope"))
         config = ModelConfig(**sections["model"], rope=rope)
-        data = DataConfig(**sections["data"])
-        tokenizer = load_tokenizer(path / "tokenizer.json")
+        data, settings = DataConfig(**sections["data"]), dict(sections["run"])
+        file = "tokenizer.json"
+        tokenizer = load_tokenizer(path / file)
+        file = "model.safetensors"
         model = Transformer(config)
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        model.load_state_dict(load_file(path / file))
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        raise BadInput(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-    return Run(path, data, config, sections["run"], model.to(device).eval(), tokenizer)
+        raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
 
 
 class Curves:

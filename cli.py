@@ -9,10 +9,13 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 
 class BadInput(ValueError):
@@ -25,12 +28,17 @@ class RunFailed(RuntimeError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known word closest to a misspelt one, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    begun = [name for name in known if name.startswith(word)] if word else []
+    close = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Parser(ArgumentParser):
     """jsonargparse's parser with every error in one line that suggests the nearest right name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # a short form would change its meaning with each option
 
     def known_names(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -40,15 +48,19 @@ class Parser(ArgumentParser):
             raise exception
         line = " ".join(str(message).split())
         known = [name.lstrip("-") for name in self.known_names()]
-        if wrong := re.match(r'Parser key "([\w.]+)": .*?Expected an? (.*?)\.? Got value: (.*)', line):
+        if wrong := re.match(
+            r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
+        ):
+            line = f"--{wrong[1]} {wrong[3]}: expected " + re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
+        elif wrong := re.match(r'Parser key "([\w.]+)": Unable to load config (.*?) - ', line):
+            line = f"--{wrong[1]} {wrong[2]}: expected a YAML file or a mapping"
+        elif wrong := re.match(
+            r'Parser key "([\w.]+)"(?: element \d+)?: .*?Expected an? (.*?)\.? Got value: ?(.*)', line
+        ):
             name, kind, value = wrong.groups()
             choices = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
             wanted = f"one of {', '.join(choices)}" if choices else re.sub(r"<class '(\w+)'>", r"\1", kind)
             line = f"--{name} {value}: expected {wanted}{nearest(value, choices)}"
-        elif wrong := re.match(
-            r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
-        ):
-            line = f"--{wrong[1]} {wrong[3]}: expected " + re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
         elif wrong := re.match(r'Parser key "config": (.*)', line):
             line = f"--config: {wrong[1]}"
         elif line.startswith("Problems parsing config"):
@@ -63,9 +75,32 @@ class Parser(ArgumentParser):
         raise BadInput(line) from exception
 
 
+class ConfigFile(ActionConfigFile):
+    """`--config`: a YAML file of sections. Whatever is wrong with it is said by its name, and an empty one is fine."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        if not Path(value).is_file():
+            raise BadInput(
+                f"--config {value} is {'not a file' if Path(value).exists() else 'not there'}: name a YAML file"
+            )
+        try:
+            sections = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInput(f"--config {value} is not YAML: {' '.join(str(error).split())}") from error
+        if sections is None:
+            return
+        if not isinstance(sections, dict):
+            raise BadInput(f"--config {value} holds no sections: write `model:` and below it, indented, `d_model: 256`")
+        for name, content in sections.items():
+            if not isinstance(content, dict):
+                raise BadInput(f"--config {value}: {name} is {content!r} and not a section of options")
+        super().__call__(parser, namespace, value, option_string)
+
+
 def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
     name = os.path.basename(sys.argv[0])
+    warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main(argv)
@@ -74,7 +109,7 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
     except (RunFailed, MemoryError) as error:
-        print(f"{name}: {error or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
+        print(f"{name}: {str(error) or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
         code = 3
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):

@@ -21,10 +21,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib
 import torch
 import yaml
-from scipy.stats import t as student
 from tqdm import tqdm
 
 import data
@@ -34,9 +32,6 @@ from cli import BadInput, RunFailed, nearest, run
 from evaluate import loss_by_length
 from model import ModelConfig
 from positions import SCHEMES
-
-matplotlib.use("Agg")  # pictures go to files: no screen is needed
-import matplotlib.pyplot as plt
 
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
     "none": ("#999999", (0, (1, 1)), "x"),
@@ -86,19 +81,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         default=[1 / 4, 1 / 2, 1, 2, 4, 8],
         help="context lengths to score, in trained lengths",
     )
+    parser.set_defaults({"model.position": "none"})  # fits any shape; the schemes' own demands are checked below
     asked, data_config, model_config, run_config = train.parse(argv, parser)
+    if not asked.out:
+        raise BadInput("--out '' must name a folder")
     for scheme in asked.schemes:
         if scheme not in SCHEMES:
             raise BadInput(f"--schemes {scheme} is none of {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}")
     if min(asked.seeds) < 0:
         raise BadInput(f"--seeds {min(asked.seeds)} must be at least 0")
+    if max(asked.seeds) >= 2**63:
+        raise BadInput(f"--seeds {max(asked.seeds)} must be below 2^63")
     if asked.jobs is not None and asked.jobs < 1:
         raise BadInput(f"--jobs {asked.jobs} must be at least 1")
     if not all(0 < multiple < math.inf for multiple in asked.multiples):
         raise BadInput(f"--multiples {min(asked.multiples):g} must be above 0: lengths are counted in trained lengths")
     lengths = sorted({max(1, int(multiple * model_config.seq_len)) for multiple in [*asked.multiples, 1]})
     for name, value, instead in (
-        ("model.position", model_config.position != ModelConfig.position, "--schemes"),
+        ("model.position", model_config.position != "none", "--schemes"),
         ("run.seed", run_config.seed != train.RunConfig.seed, "--seeds"),
         ("run.out", asked.run.out is not None, "--out"),
         ("run.name", asked.run.name is not None, "--out"),
@@ -112,34 +112,37 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if train.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
         jobs_at_once = 1  # one accelerator
     threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
-    jobs = [
-        Job(
-            scheme,
-            seed,
-            lengths,
-            data_config,
-            replace(model_config, position=scheme),
-            replace(
-                run_config,
-                seed=seed,
-                name=f"{scheme}-seed{seed}",
-                out=str(out / f"{scheme}-seed{seed}"),
-                threads=threads,
-            ),
-        )
-        for seed in dict.fromkeys(asked.seeds)
-        for scheme in dict.fromkeys(asked.schemes)
-    ]
+    try:
+        jobs = [
+            Job(
+                scheme,
+                seed,
+                lengths,
+                data_config,
+                replace(model_config, position=scheme),
+                replace(
+                    run_config,
+                    seed=seed,
+                    name=f"{scheme}-seed{seed}",
+                    out=str(out / f"{scheme}-seed{seed}"),
+                    threads=threads,
+                ),
+            )
+            for seed in dict.fromkeys(asked.seeds)
+            for scheme in dict.fromkeys(asked.schemes)
+        ]
+    except ValueError as error:
+        raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
     waiting = [job for job in jobs if not is_finished(job)]
+    # Prepared here once, so that whatever is wrong with the text is said before anything starts.
+    corpus = data.load(data_config, jobs[0].seed, run_config.batch_size, model_config.seq_len)
+    train.with_vocabulary(model_config, corpus)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / ".writable", "")
         (out / ".writable").unlink()
     except OSError as error:
         raise BadInput(f"--out {out} cannot be written ({error.strerror}): name a folder that can") from error
-
-    # Prepared here once, so that whatever is wrong with the text is said before anything starts.
-    corpus = data.load(data_config, jobs[0].seed, run_config.batch_size, model_config.seq_len)
     done = len(jobs) - len(waiting)
     print(
         f"{len(jobs)} runs of {run_config.steps} steps ({', '.join(job.name for job in jobs)}), {jobs_at_once} at "
@@ -239,6 +242,7 @@ def side_by_side(jobs: list[Job], at_once: int) -> None:
                 show_progress(job, bars[job], started, on_screen)
                 if process.exitcode is not None:
                     del running[job]
+                    bars[job].set_postfix_str("failed" if process.exitcode else "done")
                     if process.exitcode:
                         lines = log.read_text(errors="replace").strip().splitlines()
                         failed.append(f"{job.name} ended with code {process.exitcode}: {lines[-1] if lines else log}")
@@ -327,6 +331,8 @@ def interval(values: Iterable[float]) -> tuple[float, float | None]:
     values = list(values)
     if len(values) < 2:
         return values[0], None
+    from scipy.stats import t as student  # not above: each job's process imports this file and needs none
+
     return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
@@ -419,6 +425,11 @@ def findings(summary: dict[str, Any]) -> list[str]:
 
 def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     """Two pictures: validation loss against steps, and loss on the same targets against the length of context."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # pictures go to files: no screen is needed
+    import matplotlib.pyplot as plt
+
     trained = summary["config"]["model"]["seq_len"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for scheme, runs in by_scheme(summary).items():
@@ -482,8 +493,8 @@ and which past it?
 {table}
 
 Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
-of the last step. `loss at` columns score the same targets, the last 32 tokens of 256 shared windows of the validation
-split, under every length of context, in nats per token. {certainty} {rates}
+of the last step. `loss at` columns score the same targets, the last 32 tokens of up to 256 shared windows of the
+validation split, under every length of context, in nats per token. {certainty} {rates}
 
 ![validation loss against steps, and loss against context length](curves.png)
 

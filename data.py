@@ -435,7 +435,9 @@ def prepare(config: DataConfig, source: Source, folder: Path) -> None:
         dtype = np.dtype(np.uint16 if len(token_bytes(tokenizer)) <= 1 << 16 else np.uint32)
 
         splits = {}
-        with tqdm(total=spool.n_bytes, desc="encoding", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        with tqdm(
+            total=spool.n_bytes, desc="encoding", unit="B", unit_scale=True, delay=2, leave=False, disable=None
+        ) as bar:
             for split, (start, stop) in zip(SPLITS, itertools.pairwise(start_of), strict=True):
                 with open(temporary / f"{split}.bin", "wb") as file:
                     pieces = read_pieces(spool, start, stop)
@@ -478,7 +480,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
     n_bytes = n_characters = n_skipped = document_start = 0
     room = config.max_bytes or sys.maxsize
     utf8 = codecs.getincrementaldecoder("utf-8")()
-    bar = tqdm(desc=f"reading {config.corpus}", unit="B", unit_scale=True, delay=2, leave=False)
+    bar = tqdm(desc=f"reading {config.corpus}", unit="B", unit_scale=True, delay=2, leave=False, disable=None)
     with open(folder / "text", "wb") as file, open(folder / "ends", "wb") as ends_file, bar:
         for text, ends, origin in texts:
             if not text:

@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"--tokens {asked.tokens} must be at least 1")
     if not 0 <= asked.temperature < float("inf"):
         raise BadInput(f"--temperature {asked.temperature:g} must be 0 or more")
+    if not 0 <= asked.seed < 2**63:
+        raise BadInput(f"--seed {asked.seed} must be at least 0 and below 2^63")
     text, note = continuation(load_run(asked.run), asked.prompt, asked.tokens, asked.temperature, asked.seed)
     print(text)
     if note:

@@ -84,15 +84,15 @@ class Learned(Position):
         self.table = nn.Parameter(torch.empty(config.seq_len, config.d_model))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return x + self.table[positions].to(x.dtype)
-        if int(positions.min()) < 0:
-            raise ValueError(f"position {int(positions.min())} is below 0: learned positions start there")
-        if int(positions.max()) >= self.longest:
-            raise PastTheEnd(
-                f"learned positions end at {self.longest}, the seq_len trained at, and position {int(positions.max())} "
-                f"was asked for: stay within {self.longest} tokens or use a scheme that has no end (rope, alibi)"
-            )
+        if not torch.compiler.is_compiling():  # looking at values would break a compiled graph in two
+            first, last = int(positions.min()), int(positions.max())
+            if first < 0:
+                raise ValueError(f"position {first} is below 0, where learned positions start")
+            if last >= self.longest:
+                raise PastTheEnd(
+                    f"learned positions end at {self.longest}, the seq_len trained at, and position {last} was asked "
+                    f"for: stay within {self.longest} tokens or use a scheme that has no end (rope, alibi)"
+                )
         return x + self.table[positions].to(x.dtype)
 
 
@@ -174,7 +174,8 @@ class Rope(Position):
         self.positions, self.cos_sin = None, None
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        self.positions, self.cos_sin = positions, self.table(positions)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        self.positions, self.cos_sin = positions, tuple(part.to(wide) for part in self.table(positions))
         return x
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 from checkpoint import Curves, Run, RunFolder, refuse_taken, versions
-from cli import BadInput, Parser, RunFailed, run
+from cli import BadInput, ConfigFile, Parser, RunFailed, run
 from evaluate import Autocast, score
 from generate import continuation
 from model import ModelConfig, Transformer, shared_sha256
@@ -86,8 +86,14 @@ class RunConfig:
         for name in whole:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"run.{name} {getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"run.seed {self.seed} must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed {self.seed} must be at least 0 and below 2^63")
+        if self.steps > 10**12:
+            raise ValueError(f"run.steps {self.steps} must be at most 10^12")
+        if self.threads is not None and self.threads > 1024:
+            raise ValueError(f"run.threads {self.threads} must be at most 1024")
+        if self.out == "":
+            raise ValueError("run.out '' must name a folder")
         for name in ("learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0")
@@ -100,14 +106,14 @@ class RunConfig:
             raise ValueError(
                 f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}"
             )
-        if self.name is not None and (not self.name or "/" in self.name):
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
 
 
 def make_parser(prog: str, description: str) -> Parser:
     """A command line with every option of a run."""
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("--config", action="config", help="a YAML file of values; may be given several times")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of values; may be given several times")
     parser.add_class_arguments(data.DataConfig, "data")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(RunConfig, "run")
@@ -127,6 +133,19 @@ def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig,
         raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
     name = made.run.name or made.model.position
     return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
+
+
+def with_vocabulary(config: ModelConfig, corpus: data.Corpus) -> ModelConfig:
+    """The model's config with rows for every entry of the tokenizer.
+
+    Raises:
+        BadInput: if it asks for fewer.
+    """
+    if (config.vocab_size or corpus.vocab_size) < corpus.vocab_size:
+        raise BadInput(
+            f"--model.vocab_size {config.vocab_size} is below the tokenizer's {corpus.vocab_size} entries: leave it out"
+        )
+    return replace(config, vocab_size=config.vocab_size or corpus.vocab_size)
 
 
 def pick_device(asked: str) -> torch.device:
@@ -244,12 +263,7 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
     device = pick_device(config.device)
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
-    if (model_config.vocab_size or corpus.vocab_size) < corpus.vocab_size:
-        raise BadInput(
-            f"--model.vocab_size {model_config.vocab_size} is below the tokenizer's {corpus.vocab_size} entries: "
-            "leave it out"
-        )
-    model_config = replace(model_config, vocab_size=model_config.vocab_size or corpus.vocab_size)
+    model_config = with_vocabulary(model_config, corpus)
     rows = config.micro_batch_size or (
         max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     )
@@ -358,7 +372,7 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
             tqdm.write(
                 f"{status} at step {done} of {config.steps}; what was logged is in {config.out}", file=sys.stderr
             )
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's has no class
             raise RunFailed(f"out of memory with {rows} rows at once: try a smaller --run.micro_batch_size") from error
         raise
     finally:

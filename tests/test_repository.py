@@ -184,6 +184,7 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
         patch.setattr(data, "load", stop)
         patch.setattr(generate, "load_run", stop)
         patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
+        patch.setattr(train, "bf16_is_native", lambda device: True)
         with pytest.raises(Reached) as reached:
             MAIN[words[0]](words[1:])
     return None if words[0] == "generate.py" else reached.value.args[0]
