@@ -10,6 +10,7 @@ setup: .venv/ready ## make .venv and install everything, once
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=python3.12 setup"; exit 2; }
+	@echo "Setting up .venv, once; this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -227,21 +227,19 @@ def plan(model: Transformer, corpus: data.Corpus, config: RunConfig, machine: st
     shape = model.config
     own = sum(p.numel() for p in model.position.parameters())
     tokens = config.steps * config.batch_size * shape.seq_len
-    epochs = tokens / len(corpus.tokens("train"))
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{config.name} -> {config.out}\n"
-        f"  model    {shape.position}: {sum(p.numel() for p in model.parameters()):,} parameters, {own:,} of them "
-        "the scheme's; "
-        f"{shape.n_layer} layers, {shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}\n"
-        f"  data     {corpus.describe()}\n"
-        f"  training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f} million "
-        "tokens, "
-        f"{epochs:.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}\n"
-        f"  machine  {machine}\n"
-        f"  hashes   {hashes}\n"
-        f"  time     about {minutes} min {rest} s"
-    )
+    lines = [
+        f"{config.name} -> {config.out}",
+        f"model    {shape.position}: {sum(p.numel() for p in model.parameters()):,} parameters, {own:,} its own; "
+        f"{shape.n_layer} layers, {shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
+        f"data     {corpus.describe()}",
+        f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
+        f"{tokens / len(corpus.tokens('train')):.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}",
+        f"machine  {machine}",
+        f"hashes   {hashes}",
+        f"time     about {minutes} min {rest} s of training",
+    ]
+    return "\n  ".join(lines)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -264,9 +262,8 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
     model_config = with_vocabulary(model_config, corpus)
-    rows = config.micro_batch_size or (
-        max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
-    )
+    fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
+    rows = config.micro_batch_size or min(fitting, config.batch_size)
 
     bare = Transformer(model_config, config.seed).to(device)
     model = torch.compile(bare) if config.compile else bare
