@@ -51,7 +51,7 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         )
         schemes = SCHEMES if folder == default else ["sinusoidal"]
         options = ["--schemes", *schemes, "--model.sinusoidal_amplitude", str(amplitude), "--out", folder, *argv]
-        options += ["--multiples", "1"] * (folder != default)
+        options += ["--multiples", "1", "--run.threads", "1"] * (folder != default)  # one thread, as side by side
         summary = compare.main(options)
         amplitudes += [figures(r, amplitude=amplitude) for r in summary["runs"] if r["scheme"] == "sinusoidal"]
     made = {"command": "make sweep", "commit": summary["commit"], "versions": summary["versions"]}
