@@ -357,8 +357,11 @@ def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Each scheme's best rate of the committed sweep, if that was made with this comparison's settings."""
     if not BEST_RATES.exists():
         return {}
-    sweep = json.loads(BEST_RATES.read_text())
-    return sweep["best"] if sweep["settings"] == settings(summary["config"]) else {}
+    sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
+    same = all(
+        here[section].get(name) == value for section in here for name, value in sweep["settings"][section].items()
+    )
+    return sweep["best"] if same else {}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 from checkpoint import Curves, Run, RunFolder, refuse_taken, versions
 from cli import BadInput, ConfigFile, Parser, RunFailed, run
-from evaluate import Autocast, score
+from evaluate import Autocast, Score, score
 from generate import continuation
 from model import ModelConfig, Transformer, shared_sha256
 
@@ -222,30 +222,42 @@ def gradients(
     return total
 
 
-def plan(model: Transformer, corpus: data.Corpus, config: RunConfig, machine: str, hashes: str, seconds: float) -> str:
-    """What the run is about to do, for the screen."""
-    shape = model.config
-    own = sum(p.numel() for p in model.position.parameters())
-    tokens = config.steps * config.batch_size * shape.seq_len
-    minutes, rest = divmod(round(seconds), 60)
-    lines = [
-        f"{config.name} -> {config.out}",
-        f"model    {shape.position}: {sum(p.numel() for p in model.parameters()):,} parameters, {own:,} its own; "
-        f"{shape.n_layer} layers, {shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
-        f"data     {corpus.describe()}",
-        f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
-        f"{tokens / len(corpus.tokens('train')):.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}",
-        f"machine  {machine}",
-        f"hashes   {hashes}",
-        f"time     about {minutes} min {rest} s of training",
-    ]
-    return "\n  ".join(lines)
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
     _, *configs = parse(argv, make_parser("train.py", __doc__.split("\n\n")[0]))
     return train(*configs)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with."""
+
+    config: RunConfig
+    bare: Transformer
+    model: nn.Module  # bare, or bare compiled
+    corpus: data.Corpus
+    device: torch.device
+    precision: str
+    autocast: Autocast
+    rows: int  # that go through the model at once
+
+    def look(self, split: str, count: int | None = None) -> Score:
+        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
+        self.model.eval()
+        windows = self.corpus.windows(split, self.bare.config.seq_len, count)
+        result = score(self.model, windows, self.corpus.token_bytes, self.device, self.autocast)
+        self.model.train()
+        return result
+
+    def rehearse(self) -> float:
+        """Seconds that all steps will take, from one forward and backward pass, warmed up. Nothing of it stays."""
+        inputs, targets = (part[: self.rows] for part in self.corpus.batch(0))  # (rows, T) each
+        for _ in range(2):
+            began = time.perf_counter()
+            gradients(self.model, inputs, targets, self.rows, self.device, self.autocast)
+            seconds = time.perf_counter() - began
+        self.model.zero_grad(set_to_none=True)
+        return seconds * self.config.steps * self.config.batch_size / self.rows
 
 
 def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig) -> dict[str, Any]:
@@ -264,116 +276,109 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
-
     bare = Transformer(model_config, config.seed).to(device)
     model = torch.compile(bare) if config.compile else bare
-    optimizer = make_optimizer(bare, config, device)
-    shared, first = shared_sha256(bare), batch_sha256(b"", *corpus.batch(0)).hex()
-    machine = f"{device.type}, {torch.get_num_threads()} threads, {precision}{', compiled' if config.compile else ''}"
+    setup = Setup(config, bare, model, corpus, device, precision, autocast, rows)
 
     configs = {"data": data_config, "model": model_config, "run": config}
     folder = RunFolder(Path(config.out), configs, config.overwrite)
-    curves, done, state = None, 0, {"steps": config.steps, "shared_init_sha256": shared}
+    state = {"step": 0, "steps": config.steps, "shared_init_sha256": shared_sha256(bare)}
+    curves, status = None, "failed"
     try:
-        folder.result("running", step=0, **state)
-        seconds = rehearse(model, corpus, rows, device, autocast) * config.steps * config.batch_size / rows
-        hashes = f"shared first weights {shared[:12]}, first batch {first[:12]}, data {corpus.sha256[:12]}"
-        print(plan(bare, corpus, config, machine, hashes, seconds), flush=True)
-        curves = Curves(
-            config.wandb, folder.path, config.name, {name: asdict(value) for name, value in configs.items()}
-        )
-
-        chain, start, looking = b"", time.perf_counter(), 0.0
-        bar = tqdm(range(config.steps), desc=config.name, unit="step", disable=None)
-        for step in bar:
-            began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            inputs, targets = corpus.batch(step)  # (B, T) each
-            chain = batch_sha256(chain, inputs, targets)
-            loss = gradients(model, inputs, targets, rows, device, autocast)
-            norm = float(nn.utils.clip_grad_norm_(bare.parameters(), config.grad_clip))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                folder.log(step + 1, "train", loss=loss, grad_norm=norm)
-                raise RunFailed(
-                    f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1} of {config.steps}: "
-                    f"try a lower --run.learning_rate than {config.learning_rate:g}; what was logged is in {config.out}"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-            done = step + 1
-            now = time.perf_counter()
-            read = targets[targets != -100]  # (N,)
-            event = {
-                "loss": loss,
-                "bits_per_byte": loss * len(read) / math.log(2) / max(1, int(corpus.token_bytes[read].sum())),
-                "learning_rate": group["lr"],
-                "grad_norm": norm,
-                "tokens_per_second": inputs.numel() / (now - began),
-                "seconds": now - start,
-            }
-            folder.log(done, "train", **event)
-            curves.log(done, "train", **event)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-
-            if done % config.eval_every == 0 or done == config.steps:
-                looked = look(model, corpus, "validation", model_config.seq_len, config.eval_windows, device, autocast)
-                looking += time.perf_counter() - now
-                event = {
-                    "loss": looked.loss,
-                    "bits_per_byte": looked.bits_per_byte,
-                    "seconds": time.perf_counter() - start,
-                }
-                folder.log(done, "val", **event)
-                curves.log(done, "val", **event)
-                tqdm.write(
-                    f"  step {done:>5}  validation loss {looked.loss:.4f}, {looked.bits_per_byte:.4f} bits per byte"
-                )
-
-        seconds = time.perf_counter() - start
-        final = {
-            split: look(model, corpus, split, model_config.seq_len, None, device, autocast)
-            for split in ("validation", "test")
-        }
-        outcome = {
-            "step": done,
-            **state,
-            "batches_sha256": chain.hex(),
-            "data_sha256": corpus.sha256,
-            "parameters": sum(p.numel() for p in bare.parameters()),
-            "position_parameters": sum(p.numel() for p in bare.position.parameters()),
-            "val_loss": final["validation"].loss,
-            "bits_per_byte": final["validation"].bits_per_byte,
-            "test_loss": final["test"].loss,
-            "test_bits_per_byte": final["test"].bits_per_byte,
-            "seconds": seconds,
-            "tokens_per_second": done * config.batch_size * model_config.seq_len / (seconds - looking),
-            "precision": precision,
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-        }
+        folder.result("running", **state)
+        print(plan(setup, state["shared_init_sha256"]), flush=True)
+        curves = Curves(config.wandb, folder.path, config.name, {name: asdict(part) for name, part in configs.items()})
+        outcome = fit(setup, folder, curves, state)
         folder.save(bare, corpus.tokenizer)
         folder.result("finished", **outcome)
-        curves.finish()
-        print(closing(bare, corpus, outcome, config, data_config), flush=True)
-        return {"status": "finished", **outcome}
+        status = "finished"
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        status = "interrupted" if interrupted else "failed"
-        if curves is not None:
-            curves.finish(exit_code=1)
-        folder.result(status, step=done, **state, why=" ".join(str(error).split()) or status)
-        if interrupted:
-            tqdm.write(
-                f"{status} at step {done} of {config.steps}; what was logged is in {config.out}", file=sys.stderr
-            )
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            status = "interrupted"
+            how_far = f"{status} at step {state['step']} of {config.steps}; what was logged is in {config.out}"
+            tqdm.write(how_far, file=sys.stderr)
+        folder.result(status, **state, why=" ".join(str(error).split()) or status)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's has no class
             raise RunFailed(f"out of memory with {rows} rows at once: try a smaller --run.micro_batch_size") from error
         raise
     finally:
         folder.metrics.close()
+        if curves is not None:
+            curves.finish(exit_code=int(status != "finished"))
+    print(closing(setup, outcome, data_config), flush=True)
+    return {"status": status, **outcome}
+
+
+def fit(setup: Setup, folder: RunFolder, curves: Curves, state: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser loop, and what came out of it. How far it got stands in state["step"] all along.
+
+    Raises:
+        RunFailed: at the step whose loss or gradient is no longer finite; its weights are not updated.
+    """
+    config, corpus, bare = setup.config, setup.corpus, setup.bare
+    optimizer = make_optimizer(bare, config, setup.device)
+    chain, start, looking = b"", time.perf_counter(), 0.0
+
+    def log(split: str, **values: float) -> None:
+        folder.log(state["step"], split, **values)
+        curves.log(state["step"], split, **values)
+
+    bar = tqdm(range(config.steps), desc=config.name, unit="step", disable=None)
+    for step in bar:
+        began = time.perf_counter()
+        rate = learning_rate(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        inputs, targets = corpus.batch(step)  # (B, T) each
+        chain = batch_sha256(chain, inputs, targets)
+        loss = gradients(setup.model, inputs, targets, setup.rows, setup.device, setup.autocast)
+        norm = float(nn.utils.clip_grad_norm_(bare.parameters(), config.grad_clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            folder.log(step + 1, "train", loss=loss, grad_norm=norm)
+            raise RunFailed(
+                f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1} of {config.steps}: "
+                f"try a lower --run.learning_rate than {config.learning_rate:g}; what was logged is in {config.out}"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state["step"], now = step + 1, time.perf_counter()
+
+        scored = targets[targets != -100]  # (N,)
+        log(
+            "train",
+            loss=loss,
+            bits_per_byte=Score(loss * len(scored), len(scored), int(corpus.token_bytes[scored].sum())).bits_per_byte,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens_per_second=inputs.numel() / (now - began),
+            seconds=now - start,
+        )
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            val = setup.look("validation", config.eval_windows)
+            looking += time.perf_counter() - now
+            log("val", loss=val.loss, bits_per_byte=val.bits_per_byte, seconds=time.perf_counter() - start)
+            tqdm.write(f"  step {step + 1:>5}  validation loss {val.loss:.4f}, {val.bits_per_byte:.4f} bits per byte")
+
+    seconds = time.perf_counter() - start
+    val, test = setup.look("validation"), setup.look("test")
+    return {
+        **state,
+        "batches_sha256": chain.hex(),
+        "data_sha256": corpus.sha256,
+        "parameters": sum(p.numel() for p in bare.parameters()),
+        "position_parameters": sum(p.numel() for p in bare.position.parameters()),
+        "val_loss": val.loss,
+        "bits_per_byte": val.bits_per_byte,
+        "test_loss": test.loss,
+        "test_bits_per_byte": test.bits_per_byte,
+        "seconds": seconds,
+        "tokens_per_second": config.steps * inputs.numel() / (seconds - looking),
+        "precision": setup.precision,
+        "device": setup.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
 def batch_sha256(before: bytes, inputs: Tensor, targets: Tensor) -> bytes:
@@ -381,46 +386,39 @@ def batch_sha256(before: bytes, inputs: Tensor, targets: Tensor) -> bytes:
     return hashlib.sha256(before + inputs.numpy().tobytes() + targets.numpy().tobytes()).digest()
 
 
-def rehearse(model: nn.Module, corpus: data.Corpus, rows: int, device: torch.device, autocast: Autocast) -> float:
-    """Seconds that `rows` rows take, forward and backward, after one to warm up. Nothing of it stays."""
-    inputs, targets = (part[:rows] for part in corpus.batch(0))
-    for _ in range(2):
-        began = time.perf_counter()
-        gradients(model, inputs, targets, rows, device, autocast)
-        seconds = time.perf_counter() - began
-    model.zero_grad(set_to_none=True)
-    return seconds
+def plan(setup: Setup, shared: str) -> str:
+    """What the run is about to do, for the screen."""
+    config, shape, corpus = setup.config, setup.bare.config, setup.corpus
+    parameters, own = (sum(p.numel() for p in part.parameters()) for part in (setup.bare, setup.bare.position))
+    tokens = config.steps * config.batch_size * shape.seq_len
+    first = batch_sha256(b"", *corpus.batch(0)).hex()
+    minutes, rest = divmod(round(setup.rehearse()), 60)
+    lines = [
+        f"{config.name} -> {config.out}",
+        f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} layers, "
+        f"{shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
+        f"data     {corpus.describe()}",
+        f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
+        f"{tokens / len(corpus.tokens('train')):.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}",
+        f"machine  {setup.device.type}, {torch.get_num_threads()} threads, {setup.precision}"
+        + (", compiled" if config.compile else ""),
+        f"hashes   shared first weights {shared[:12]}, first batch {first[:12]}, data {corpus.sha256[:12]}",
+        f"time     about {minutes} min {rest} s of training",
+    ]
+    return "\n  ".join(lines)
 
 
-def look(
-    model: nn.Module,
-    corpus: data.Corpus,
-    split: str,
-    length: int,
-    count: int | None,
-    device: torch.device,
-    autocast: Autocast,
-):
-    """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
-    model.eval()
-    result = score(model, corpus.windows(split, length, count), corpus.token_bytes, device, autocast)
-    model.train()
-    return result
-
-
-def closing(
-    model: Transformer, corpus: data.Corpus, outcome: dict, config: RunConfig, data_config: data.DataConfig
-) -> str:
+def closing(setup: Setup, outcome: dict[str, Any], data_config: data.DataConfig) -> str:
     """What came out, for the screen: the figures, some sampled text, the next command."""
-    run_ = Run(Path(config.out), data_config, model.config, asdict(config), model.eval(), corpus.tokenizer)
+    config, corpus, model = setup.config, setup.corpus, setup.bare.eval()
+    finished = Run(Path(config.out), data_config, model.config, asdict(config), model, corpus.tokenizer)
     prompt = corpus.decode(corpus.tokens("validation")[:8].tolist())
-    text, _ = continuation(
-        run_, prompt, tokens=min(80, max(1, model.config.seq_len - 16)), temperature=0.8, seed=config.seed
-    )
+    tokens = min(80, max(1, model.config.seq_len - 16))
+    text, _ = continuation(finished, prompt, tokens, temperature=0.8, seed=config.seed)
     return (
         f"\n{config.name}: validation loss {outcome['val_loss']:.4f} ({outcome['bits_per_byte']:.4f} bits per byte), "
-        f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, {outcome['tokens_per_second']:,.0f} "
-        "tokens a second\n"
+        f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, "
+        f"{outcome['tokens_per_second']:,.0f} tokens a second\n"
         f"\nA sample, going on from {prompt!r}:\n{text}\n\n"
         f'Next: python generate.py {config.out} --prompt "In the beginning" --tokens 200'
     )

@@ -25,14 +25,11 @@ def section(summary: dict[str, Any]) -> str:
     runs, config = summary["runs"], summary["config"]
     seeds = sorted({one["seed"] for one in runs})
     machine = summary["versions"]
-    minutes = sum(one["seconds"] for one in runs) / 60
+    run_ = config["run"]
     made = (
-        f"{config['run']['steps']} steps of {config['run']['batch_size']} x {config['model']['seq_len']} tokens "
-        "at rate "
-        f"{config['run']['learning_rate']:g}, seed {', '.join(map(str, seeds))}, {runs[0]['precision']} on "
-        f"{machine['cores']} cores ({machine['cpu']}), PyTorch {machine['torch']}, {minutes:.0f} minutes of "
-        "training in all, "
-        f"commit {(summary['commit'] or 'unknown')[:10]}."
+        f"{run_['steps']} steps of {run_['batch_size']} x {config['model']['seq_len']} tokens at rate "
+        f"{run_['learning_rate']:g}, seed {', '.join(map(str, seeds))}, {runs[0]['precision']} on {machine['cores']} cores "
+        f"({machine['cpu']}), PyTorch {machine['torch']}, commit {(summary['commit'] or 'unknown')[:10]}."
     )
     return "\n".join([made, "", *compare.table(summary), "", *(f"- {line}" for line in compare.findings(summary))])
 
