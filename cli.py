@@ -116,6 +116,11 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
             raise
         print(f"{name}: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
         code = 3
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # PyTorch's word for a CPU that has no more
+            raise
+        print(f"{name}: out of memory: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        code = 3
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

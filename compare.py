@@ -41,6 +41,7 @@ STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apar
     "t5": ("#CC79A7", ":", "v"),
     "rope": ("#D55E00", "-", "o"),
 }
+HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
 HARMLESS = {"out", "name", "threads", "overwrite", "wandb"}  # options of a run that leave its result alone
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
@@ -437,7 +438,8 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for scheme, runs in by_scheme(summary).items():
         color, dash, marker = STYLE[scheme]
-        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.6, "label": scheme}
+        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.6, "label": scheme}
+        look["markerfacecolor"] = "white" if scheme in HOLLOW else color
         curves: dict[int, list[float]] = {}
         for run_ in runs:
             for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
@@ -454,9 +456,9 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
             if None not in halves:
                 low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
                 axis.fill_between(list(points), low, high, color=color, alpha=0.15, linewidth=0)
-    seeds = len({run_["seed"] for run_ in summary["runs"]})
+    seeds, windows = len({run_["seed"] for run_ in summary["runs"]}), summary["config"]["run"]["eval_windows"]
     over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
-    left.set(xlabel="steps", ylabel="validation loss, nats per token", title=f"Learning ({over})")
+    left.set(xlabel="steps", ylabel=f"validation loss on {windows} windows, nats per token", title=f"Learning ({over})")
     right.axvline(trained, color="black", linewidth=0.8, linestyle=":")
     right.annotate(
         f"trained length {trained}",
@@ -477,7 +479,7 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     )
     for axis in (left, right):
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, handlelength=4.5)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -496,8 +498,8 @@ and which past it?
 {table}
 
 Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
-of the last step. `loss at` columns score the same targets, the last 32 tokens of up to 256 shared windows of the
-validation split, under every length of context, in nats per token. {certainty} {rates}
+of the last step. `loss at` columns score the same targets, the last {scored} tokens of up to 256 shared windows of
+the validation split, under every length of context, in nats per token. {certainty} {rates}
 
 ![validation loss against steps, and loss against context length](curves.png)
 
@@ -542,6 +544,7 @@ def report(summary: dict[str, Any]) -> str:
         steps=config["run"]["steps"],
         rows=config["run"]["batch_size"],
         trained=model["seq_len"],
+        scored=min(32, *(int(length) for length in runs[0]["loss_by_length"])),
         schemes=", ".join(by_scheme(summary)),
         findings="\n".join(f"- {line}" for line in findings(summary)),
         table="\n".join(table(summary)),
@@ -549,11 +552,7 @@ def report(summary: dict[str, Any]) -> str:
         if len(seeds) > 1
         else "There is one seed, so nothing here says how much is luck: `--seeds 0 1 2` gives intervals.",
         rates="All schemes train at one learning rate; "
-        + (
-            "a column gives each one's best of the sweep in results/."
-            if best_rates(summary)
-            else "results/ has a sweep."
-        ),
+        + ("a column gives each one's best of the sweep." if best_rates(summary) else "one may do better at another."),
         proof="\n".join(markdown(proof)),
         commit=summary["commit"] or "unknown",
         machine=", ".join(f"{name} {value}" for name, value in summary["versions"].items()),

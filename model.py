@@ -1,10 +1,11 @@
 """The decoder-only transformer that every scheme of order shares: pre-norm RMSNorm, attention, SwiGLU, no biases.
 
-With `position="rope"` a block is exactly a Llama block. The model calls the three hooks of `positions.Position` in one
-place each, and never asks which scheme it has.
+With `position="rope"` and the half-split layout a block is exactly a Llama block; with the interleaved one, up to the
+order of features. The model calls the hooks of `positions.Position` in one place each, and never asks which
+scheme it has.
 
-Every parameter's first value is a pure function of (seed, its name), so models that differ in their scheme start from
-bit-identical shared weights:
+Every parameter's initial value is a pure function of (seed, its name) for a given shape, so models that differ in
+their scheme start from bit-identical shared weights:
 
     embedding, and head where it is not tied    normal, standard deviation init_std
     every matrix that writes to the residual    normal, init_std / sqrt(2 n_layer)   (out, down; GPT-2's rule)
@@ -15,7 +16,7 @@ bit-identical shared weights:
 import difflib
 import hashlib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from positions import SCHEMES, Position
-from rope import RopeConfig, frequencies
+from rope import RopeConfig, frequencies, with_default_factor
 
 EXPLICIT_UP_TO = 512  # keys; above, the memory of all (T, T) scores makes explicit attention the slower one
 
@@ -98,11 +99,8 @@ class ModelConfig:
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.position == "rope":
-            rope = self.rope
-            if rope.scaling == "longrope" and rope.factor is rope.attention_factor is None and rope.original_length:
-                rope = replace(rope, factor=max(1.0, self.seq_len / rope.original_length))
-                object.__setattr__(self, "rope", rope)
-            frequencies(rope, self.d_head, self.seq_len)  # refuses what cannot be rotated, by name
+            object.__setattr__(self, "rope", with_default_factor(self.rope, self.seq_len))
+            frequencies(self.rope, self.d_head, self.seq_len)  # refuses what cannot be rotated, by name
 
     @property
     def d_head(self) -> int:

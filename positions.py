@@ -4,8 +4,9 @@
     2 rotate  q, k by their positions   rope                     in every attention layer
     3 bias    scores + b(q_pos, k_pos)  alibi, t5                in every attention layer
 
-A scheme overrides one hook and inherits the others, which do nothing; `none` overrides nothing. One instance serves all
-layers. Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions.
+A scheme acts through one hook and inherits the others, which do nothing; `none` overrides nothing. (Rope also prepares
+its angles in `embed`, and says through `changes` when a cache has to be rebuilt.) One instance serves all layers.
+Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions.
 
 Tables that depend on positions are computed when asked for, in float32 or wider. They are never module buffers, since
 `model.bfloat16()` would round a buffer, and a bfloat16 cannot tell position 257 from 256.

@@ -15,10 +15,11 @@ and only their difference is left. For a head of d features, d/2 pairs turn inde
 
     theta_i = base^(-2i/d),  i = 0 .. d/2 - 1        (radians per token)
 
-No parameter is added, a vector's length is kept, and position 0 is not turned at all. To use a model past the length it
-was trained on, the frequencies are slowed: that is what every `scaling` below does, each in its own way.
+No parameter is added, a vector's length is kept, and position 0 is not turned at all. A `scaling` slows frequencies,
+each in its own way, so that a model can be used past the length it was trained on; yarn and longrope also lengthen
+what they rotate, by an attention factor.
 
-Print a table of the pairs: how far does each turn inside the trained length?
+Print a table of the pairs: how far does each turn inside a length?
 
     python rope.py --d_head 32 --length 256 --rope.scaling yarn --rope.factor 4 --rope.original_length 256
 """
@@ -136,6 +137,12 @@ class RopeConfig:
         return defaults[name] if given is None else given
 
 
+def with_default_factor(config: RopeConfig, length: int) -> RopeConfig:
+    """The config with longrope's factor filled in, extended length over original length, if nothing else decides it."""
+    decided = config.scaling != "longrope" or config.factor or config.attention_factor or not config.original_length
+    return config if decided else replace(config, factor=max(1.0, length / config.original_length))
+
+
 def rotated_width(config: RopeConfig, d_head: int) -> int:
     """How many of a head's d_head features are rotated; even.
 
@@ -143,7 +150,9 @@ def rotated_width(config: RopeConfig, d_head: int) -> int:
         ValueError: if that many features cannot be paired.
     """
     # `proportional` has a pair for every two features and gives the unrotated ones frequency 0
-    width = d_head if config.scaling == "proportional" else int(config.fraction * d_head)
+    width = (
+        d_head if config.scaling == "proportional" else int(config.fraction * d_head + 1e-9)
+    )  # .58 * 100 is 57.99...
     if width < 2 or width % 2:
         raise ValueError(
             f"rope.fraction {config.fraction:g} of a head {d_head} wide rotates {width} features, but features turn in "
@@ -197,6 +206,12 @@ def frequencies(config: RopeConfig, d_head: int, length: int) -> tuple[Tensor, f
             if config.option("truncate"):
                 low, high = math.floor(low), math.ceil(high)
             low, high = max(low, 0), min(high, d - 1)
+            if low > high:
+                raise ValueError(
+                    f"rope.scaling yarn has no pair to interpolate with rope.base {b:g}, rope.original_length {L} "
+                    "and its "
+                    f"betas: choose a larger base or length"
+                )
             ramp = ((i - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0 fast, 1 slow
             default_factor = 0.1 * math.log(s) + 1
             return theta / s * ramp + theta * (1 - ramp), config.attention_factor or default_factor
@@ -218,7 +233,9 @@ def frequencies(config: RopeConfig, d_head: int, length: int) -> tuple[Tensor, f
             return (1 - kept) * theta / s + kept * theta, 1.0
         case "proportional":
             # The first share of the pairs turns as usual, the others not at all.
-            turned = int(config.fraction * d_head // 2)
+            turned = int((config.fraction * d_head + 1e-9) // 2)
+            if not turned:
+                raise ValueError(f"rope.fraction {config.fraction:g} of a head {d_head} wide leaves no pair to rotate")
             return torch.where(i < turned, theta, 0.0) / s, 1.0
     return theta, 1.0
 
@@ -241,7 +258,8 @@ def rotate(x: Tensor, positions: Tensor, theta: Tensor, layout: Layout = "interl
 def cos_sin(positions: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     """The cosine and sine of every angle, position times frequency: (T, D_rot / 2) each, in theta's dtype.
 
-    A bfloat16 holds whole numbers only up to 256, so a position or an angle in it would already be another position.
+    A bfloat16 holds every whole number only up to 256, so a position or an angle in it would already be another
+    position.
 
     Raises:
         TypeError: if theta is below float32 or the positions are not integers.
@@ -335,7 +353,8 @@ def main(argv: list[str] | None = None) -> None:
     if asked.length < 1 or asked.d_head < 2:
         raise BadInput(f"--length {asked.length} must be at least 1 and --d_head {asked.d_head} at least 2")
     try:
-        print("\n".join(pairs(parser.instantiate(asked).rope, asked.d_head, asked.length)))
+        config = with_default_factor(parser.instantiate(asked).rope, asked.length)
+        print("\n".join(pairs(config, asked.d_head, asked.length)))
     except ValueError as error:
         raise BadInput(f"--{error}") from error
 

@@ -27,6 +27,7 @@ from cli import BadInput, ConfigFile, Parser, RunFailed, run
 from evaluate import Autocast, Score, score
 from generate import continuation
 from model import ModelConfig, Transformer, shared_sha256
+from rope import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class RunConfig:
         name: the run's name; the scheme's if not given.
         seed: of first values and of batches.
         steps: optimiser steps.
-        batch_size: rows of one optimiser step, over all processes.
+        batch_size: rows of one optimiser step.
         micro_batch_size: rows that go through the model at once; if not given, on a CPU as many as hold 2,048 tokens,
-        which
-            is where its caches like them best, elsewhere all.
+            elsewhere all.
         learning_rate: AdamW's, at its height.
         final_rate: what the cosine ends at, a fraction of learning_rate.
         warmup: the part of all steps in which the rate climbs, a fraction.
@@ -224,8 +224,10 @@ def gradients(
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
-    _, *configs = parse(argv, make_parser("train.py", __doc__.split("\n\n")[0]))
-    return train(*configs)
+    _, data_config, model_config, config = parse(argv, make_parser("train.py", __doc__.split("\n\n")[0]))
+    if model_config.position != "rope" and model_config.rope != RopeConfig():
+        warnings.warn(f"--model.rope.* means nothing to --model.position {model_config.position}", stacklevel=2)
+    return train(data_config, model_config, config)
 
 
 @dataclass(frozen=True)
@@ -412,7 +414,7 @@ def closing(setup: Setup, outcome: dict[str, Any], data_config: data.DataConfig)
     """What came out, for the screen: the figures, some sampled text, the next command."""
     config, corpus, model = setup.config, setup.corpus, setup.bare.eval()
     finished = Run(Path(config.out), data_config, model.config, asdict(config), model, corpus.tokenizer)
-    prompt = corpus.decode(corpus.tokens("validation")[:8].tolist())
+    prompt = " ".join(corpus.decode(corpus.tokens("validation")[:64].tolist()).split()[1:7])  # the first may be cut
     tokens = min(80, max(1, model.config.seq_len - 16))
     text, _ = continuation(finished, prompt, tokens, temperature=0.8, seed=config.seed)
     return (

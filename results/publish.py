@@ -28,7 +28,8 @@ def section(summary: dict[str, Any]) -> str:
     run_ = config["run"]
     made = (
         f"{run_['steps']} steps of {run_['batch_size']} x {config['model']['seq_len']} tokens at rate "
-        f"{run_['learning_rate']:g}, seed {', '.join(map(str, seeds))}, {runs[0]['precision']} on {machine['cores']} cores "
+        f"{run_['learning_rate']:g}, seed {', '.join(map(str, seeds))}, {runs[0]['precision']} on "
+        f"{machine['cores']} cores "
         f"({machine['cpu']}), PyTorch {machine['torch']}, commit {(summary['commit'] or 'unknown')[:10]}."
     )
     return "\n".join([made, "", *compare.table(summary), "", *(f"- {line}" for line in compare.findings(summary))])

@@ -567,7 +567,7 @@ def test_a_corpus_that_cannot_be_used_is_refused_in_one_line(tmp_path, capfd, na
     with pytest.raises(BadInput, match=BAD_CORPORA[name]) as refused:
         load(tmp_path, str(tmp_path / name))
     assert "\n" not in str(refused.value)
-    assert str(refused.value).startswith(("data.corpus ", "data.column "))
+    assert str(refused.value).startswith(("--data.corpus ", "--data.column "))
     assert capfd.readouterr() == ("", "")
 
 
@@ -593,7 +593,7 @@ def test_a_hub_out_of_reach_is_told_in_one_line_with_the_way_on(tmp_path, monkey
     with pytest.raises(BadInput) as refused:
         load(tmp_path, "owner/name")
     assert str(refused.value) == (
-        "data.corpus 'owner/name' (data.subset None, data.split 'train') cannot be reached on the Hugging Face hub "
+        "--data.corpus 'owner/name' (data.subset None, data.split 'train') cannot be reached on the Hugging Face hub "
         "([Errno -2] Name or service not known): use names it has, or --data.corpus kjv, which needs no network, "
         "or local files, --data.corpus 'path/*.txt'"
     )
