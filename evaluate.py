@@ -170,7 +170,7 @@ def loss_by_length(
 
 def fixed(corpus: Corpus, split: str, length: int, lengths: list[int]) -> Batches:
     """Windows of one length whose scored targets, the last ones, are the same for all these lengths."""
-    _, inputs, targets = next(corpus.fixed_targets(split, [length, *lengths], FIXED_TARGETS))
+    _, inputs, targets = next(corpus.fixed_targets(split, [length, *lengths], n_targets=FIXED_TARGETS))
     return in_parts(inputs, targets)
 
 
