@@ -6,6 +6,7 @@ runs/<name>/config.yaml         what was asked, complete
            /tokenizer.json      readable by the tokenizers library
            /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
            /lengths.json        loss by length of context, where compare.py measured it
+           /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
            /wandb/              the same curves, offline unless asked otherwise
 """
 
@@ -31,7 +32,10 @@ from data import DataConfig, load_tokenizer
 from model import ModelConfig, Transformer
 from rope import RopeConfig
 
-FILES = ("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json", "wandb")
+FILES = (
+    *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
+    *("evaluate.png", "wandb"),
+)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -51,7 +51,8 @@ class Parser(ArgumentParser):
         if wrong := re.match(
             r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
         ):
-            line = f"--{wrong[1]} {wrong[3]}: expected " + re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
+            kinds = re.sub(r"<class '(\w+)'>|typing\.Literal\['(\w+)'\]", r"\1\2", wrong[2])
+            line = f"--{wrong[1]} {wrong[3]}: expected {kinds}"
         elif wrong := re.match(r'Parser key "([\w.]+)": Unable to load config (.*?) - ', line):
             line = f"--{wrong[1]} {wrong[2]}: expected a YAML file or a mapping"
         elif wrong := re.match(

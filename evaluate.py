@@ -1,22 +1,69 @@
-"""How well a model predicts text: over a whole split, and under contexts of other lengths than it was trained at.
+"""How well a trained run predicts text, at other lengths and under other rotary scalings than it was trained with.
 
-Short windows have more tokens with little context, so a loss over windows of each length rewards mere length. The
-honest figure is `loss_by_length`: the same last tokens of the same windows, scored under every context length.
+    python evaluate.py runs/rope --lengths 256 512 1024 2048 4096 --rope.scaling yarn --rope.factor 4
+    python evaluate.py runs/rope --scalings all --protocols fixed sliding by-position --out results.json
+
+Nothing is trained: `--rope.*` options lie over the run's own. Losses are nats per token, counted in one of these ways:
+
+    fixed             the same targets, the last 32 tokens of up to 256 shared windows, under every length of context
+    windows           the whole split in windows side by side; longer ones have fewer tokens with little context, so
+                      this rewards mere length
+    sliding           the whole split, every target once: a full window, then its last `--stride` targets, and so on
+    by-position       the windows again, by how many tokens stand before the target, in buckets that double
+    shuffled-prefix   as fixed, but in every window the tokens before the last trained-length ones are put in random
+                      order: if that costs nothing, order far away does not matter to the model
+
+Beside every loss stands what merely cropping gives, so that a gain from length can be told from bare survival: the run
+as it was trained, without the scaling, scores the same targets from at most the last trained-length tokens of the same
+window. Where a window holds more targets than one, those windows slide by the stride too, and a target late in a window
+sees between trained length - stride + 1 and trained length tokens.
 """
 
+import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
+import data
+from checkpoint import Run, load_run, read_result, versions, write_whole
+from cli import BadInput, Parser, nearest, run
 from data import Corpus
 from model import Transformer
-from positions import PastTheEnd
+from positions import SCHEMES, PastTheEnd, Position
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass, so that memory does not grow with the text
+CHUNK = 512  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
+FIXED_TARGETS = 32
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Inputs and targets, (B, T) each; a target of -100 is not scored."""
+
+Autocast = Callable[[], torch.autocast]
+"""Makes the context in which a model runs, its precision."""
+
+STYLE = {  # one look per scaling, told apart without colour by dash and marker; None: a scheme that does not rotate
+    None: ("#56B4E9", "-", "o"),
+    "none": ("#999999", (0, (1, 1)), "x"),
+    "linear": ("#E69F00", "--", "s"),
+    "ntk": ("#009E73", "-.", "^"),
+    "dynamic": ("#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D"),
+    "yarn": ("#D55E00", "-", "o"),
+    "longrope": ("#CC79A7", ":", "v"),
+    "llama3": ("#56B4E9", (0, (5, 1)), "P"),
+    "proportional": ("#F0E442", (0, (3, 1, 1, 1)), "*"),
+}
 
 
 @dataclass
@@ -38,17 +85,8 @@ class Score:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
-Autocast = Callable[[], torch.autocast]
-"""Makes the context in which a model runs, its precision."""
-
-
-@torch.no_grad()
 def score(
-    model: Callable[[Tensor], Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    token_bytes: Tensor,
-    device: torch.device,
-    autocast: Autocast,
+    model: Callable[[Tensor], Tensor], batches: Batches, token_bytes: Tensor, device: torch.device, autocast: Autocast
 ) -> Score:
     """The model's loss on batches of (inputs, targets), (B, T) each; targets of -100 are not scored.
 
@@ -61,15 +99,43 @@ def score(
     """
     total = Score()
     for inputs, targets in batches:
-        with autocast():
-            logits = model(inputs.to(device))  # (B, T, V)
-        scored = targets != -100  # (B, T)
-        targets = targets[scored]  # (N,)
-        loss = F.cross_entropy(logits[scored.to(device)].float(), targets.to(device), reduction="sum")
-        total.nats += loss.item()
-        total.targets += len(targets)
-        total.bytes += int(token_bytes[targets].sum())
+        scored = targets[targets != -100]  # (N,)
+        total.nats += target_nats(model, inputs, targets, device, autocast).sum().item()
+        total.targets += len(scored)
+        total.bytes += int(token_bytes[scored].sum())
     return total
+
+
+@torch.no_grad()
+def target_nats(
+    model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
+) -> Tensor:
+    """Cross-entropy of every target, nats, (B, T) float64; 0 where it is -100. Only scored logits are kept."""
+    nats = torch.zeros(targets.shape, dtype=torch.float64)
+    with autocast():
+        for part, logits in in_chunks(model, inputs.to(device)):
+            here = targets[:, part]  # (B, t)
+            scored = here != -100
+            kept = logits[scored.to(device)].float()  # (N, V)
+            loss = F.cross_entropy(kept, here[scored].to(device), reduction="none")  # (N,)
+            nats[:, part][scored] = loss.cpu().double()
+    return nats
+
+
+def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A full pass in chunks of the time axis: slices of T, and the logits there, (B, <= CHUNK, V).
+
+    Where frequencies at this length are not those of its beginning (dynamic, longrope), earlier keys would have been
+    turned by others. Such a scheme has no bias, so one pass over everything is exact and small enough.
+    """
+    T = tokens.shape[1]
+    if T <= CHUNK or not isinstance(model, Transformer) or model.position.changes(1, torch.arange(T)):
+        yield slice(0, T), model(tokens)
+        return
+    cache = model.new_cache(*tokens.shape)
+    for start in range(0, T, CHUNK):
+        part = slice(start, min(start + CHUNK, T))
+        yield part, model(tokens[:, part], cache=cache)
 
 
 def in_parts(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -89,10 +155,424 @@ def loss_by_length(
     lengths = sorted(lengths)
     usable = [length for length in lengths if length <= corpus.longest(split)]
     losses: dict[int, float | None] = dict.fromkeys(lengths)
-    n_targets = min(32, lengths[0])
-    for length, inputs, targets in corpus.fixed_targets(split, usable, n_targets=n_targets):
+    for length in usable:
         try:
-            losses[length] = score(model, in_parts(inputs, targets), corpus.token_bytes, device, autocast).loss
+            losses[length] = score(
+                model, fixed(corpus, split, length, usable), corpus.token_bytes, device, autocast
+            ).loss
         except PastTheEnd:
             losses[length] = None
     return losses
+
+
+# ---- protocols: which windows, and which of their targets ------------------------------------------------------------
+
+
+def fixed(corpus: Corpus, split: str, length: int, lengths: list[int]) -> Batches:
+    """Windows of one length whose scored targets, the last ones, are the same for all these lengths."""
+    _, inputs, targets = next(corpus.fixed_targets(split, [length, *lengths], n_targets=FIXED_TARGETS))
+    return in_parts(inputs, targets)
+
+
+def windows(corpus: Corpus, split: str, length: int) -> Batches:
+    """Non-overlapping windows: every token of the split but the first is a target once."""
+    return corpus.windows(split, length, rows=max(1, TOKENS_AT_ONCE // length))
+
+
+def sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches:
+    """A full window, then windows `stride` tokens on that score what is new: every token but the first once."""
+    tokens = corpus.tokens(split)
+    ends = [*range(length, len(tokens) - 1, stride), len(tokens) - 1]  # where each window's last target stands
+    rows, before = max(1, TOKENS_AT_ONCE // length), 0
+    for first in range(0, len(ends), rows):
+        these = ends[first : first + rows]
+        block = torch.from_numpy(np.stack([tokens[end - length : end + 1] for end in these]).astype(np.int64))
+        inputs, targets = block[:, :-1], block[:, 1:].clone()  # (B, T) each
+        for row, end in enumerate(these):
+            targets[row, : length - (end - before)] = -100
+            before = end
+        yield inputs, targets
+
+
+def shuffled_prefix(batches: Batches, trained: int, seed: int) -> Batches:
+    """The same windows with all tokens but the last `trained` in random order, drawn for each window anew.
+
+    Each window keeps its own tokens: the far context says the same words in no order. Windows that are not longer than
+    `trained` stay as they are, and so do all targets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for inputs, targets in batches:
+        far = max(0, inputs.shape[1] - trained)
+        order = torch.rand(len(inputs), far, generator=generator).argsort(dim=1)  # (B, far)
+        yield torch.cat((inputs[:, :far].gather(1, order), inputs[:, far:]), dim=1), targets
+
+
+def buckets(length: int, trained: int) -> list[tuple[int, int]]:
+    """Runs of positions that double in width, first and last of each; the trained length is always an edge.
+
+    A target's position is the number of tokens before it in its window, 1 .. length.
+    """
+    edges = [trained]
+    while edges[0] > 1:
+        edges.insert(0, edges[0] // 2)
+    while edges[-1] < length:
+        edges.append(edges[-1] * 2)
+    edges = [0, *(edge for edge in edges if edge < length), length]
+    return [(low + 1, high) for low, high in pairwise(edges)]
+
+
+PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What all figures of one evaluation share.
+
+    Args:
+        corpus: the run's.
+        split: train, validation or test.
+        lengths: all lengths of context, tokens.
+        trained: the length the run was trained at, tokens.
+        stride: of sliding windows, and of the windows that crop, tokens.
+        seed: of shuffled-prefix.
+        nats: a model's target_nats: inputs and targets, (B, T) each, to (B, T).
+    """
+
+    corpus: Corpus
+    split: str
+    lengths: list[int]
+    trained: int
+    stride: int
+    seed: int
+    nats: Callable[[Tensor, Tensor], Tensor]
+
+    def batches(self, protocol: str, length: int) -> Batches:
+        """The windows of a protocol."""
+        if protocol == "sliding":
+            return sliding(self.corpus, self.split, length, self.stride)
+        if protocol in ("windows", "by-position"):
+            return windows(self.corpus, self.split, length)
+        batches = fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
+        return shuffled_prefix(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
+
+    def measure(self, protocol: str, length: int, crop: bool = False) -> list[dict[str, Any]]:
+        """Loss and tokens of a protocol's windows under the model as it now is: one cell, or one a bucket.
+
+        Args:
+            protocol: one of PROTOCOLS.
+            length: of the windows, tokens.
+            crop: score every target from at most the last trained-length tokens before it.
+        """
+        nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.long)
+        # Where a window's few targets all stand at its end, one cropped window holds them.
+        stride = min(FIXED_TARGETS, self.trained) if protocol in ("fixed", "shuffled-prefix") else self.stride
+        for inputs, targets in self.batches(protocol, length):
+            nats += (self.cropped(inputs, targets, stride) if crop else self.nats(inputs, targets)).sum(0)
+            tokens += (targets != -100).sum(0)
+        if protocol == "by-position":
+            spans = buckets(length, self.trained)
+            shown = [{"positions": [first, last]} for first, last in spans]
+        else:
+            spans, shown = [(1, length)], [{}]
+        cells = [(nats[first - 1 : last].sum().item(), tokens[first - 1 : last].sum().item()) for first, last in spans]
+        return [{"loss": n / t, "tokens": t, **which} for (n, t), which in zip(cells, shown, strict=True)]
+
+    def cropped(self, inputs: Tensor, targets: Tensor, stride: int) -> Tensor:
+        """As `nats`, (B, T), with every target scored from at most its last trained-length tokens.
+
+        The first window of that length scores as many targets as needed for the others, each `stride` further, to end
+        where the row ends; they score their last `stride` targets.
+        """
+        T, L = inputs.shape[1], self.trained
+        if T <= L:
+            return self.nats(inputs, targets)
+        offset = (T - L) % stride
+        early = L - stride + offset  # targets of the first window
+        rows, scored = (
+            torch.cat((x[:, None, :L], x[:, offset:].unfold(1, L, stride)), dim=1) for x in (inputs, targets)
+        )  # (B, 1 + K, L) each
+        scored[:, 0, early:] = -100
+        scored[:, 1:, :-stride] = -100
+        wanted = (scored != -100).any(-1)  # (B, 1 + K)
+        nats = torch.zeros(scored.shape, dtype=torch.float64)
+        nats[wanted] = torch.cat([self.nats(*part) for part in in_parts(rows[wanted], scored[wanted])])
+        return torch.cat((nats[:, 0, :early], nats[:, 1:, -stride:].flatten(1)), dim=1)  # (B, T)
+
+
+# ---- scalings: the run's rotary options with others over them --------------------------------------------------------
+
+
+def overlay(own: RopeConfig, given: dict[str, Any], scaling: str, trained: int) -> dict[str, Any]:
+    """The fields of a RopeConfig: what was given, over what the run has and this scaling takes.
+
+    A factor that is needed and not there is `auto`; the original length, if not on record, is the trained one.
+    """
+    required, optional = OPTIONS[scaling]
+    kept = {name: x for name, x in asdict(own).items() if name not in SCALING_FIELDS or name in required | optional}
+    fields = kept | given | {"scaling": scaling}
+    if fields.get("factor") is None and ("factor" in required or scaling == "longrope"):
+        fields["factor"] = "auto"
+    if fields["original_length"] is None:
+        fields["original_length"] = trained
+    return fields
+
+
+def position_at(run_: Run, fields: dict[str, Any], length: int) -> Position:
+    """The scheme rope at one length in use; a factor `auto` is that length over the original one, and at least 1.
+
+    Raises:
+        BadInput: for options that cannot be, by name.
+    """
+    if fields.get("factor") == "auto":
+        fields = fields | {"factor": max(1.0, length / max(1, fields["original_length"]))}
+    try:
+        return SCHEMES["rope"](replace(run_.model_config, rope=RopeConfig(**fields)))
+    except ValueError as error:
+        raise BadInput(f"--{error}") from error
+
+
+def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dict[str | None, dict[str, Any]]:
+    """Scaling to the fields of its RopeConfig, for all that is compared; None, without fields, for other schemes.
+
+    Args:
+        run_: the run.
+        given: `--rope.*` options by name.
+        several: `--scalings`; options then go to those of them that take them.
+
+    Raises:
+        BadInput: for a run that does not rotate, or options that no scaling asked for takes.
+    """
+    config, own, trained = run_.model_config, run_.model_config.rope, run_.model_config.seq_len
+    if config.position != "rope":
+        if several or given:
+            option, value = ("scalings", several[0]) if several else next((f"rope.{o}", x) for o, x in given.items())
+            raise BadInput(f"--{option} {value}: {run_.path} has the scheme {config.position}; only rope has scalings")
+        return {None: {}}
+    if given.get("layout", own.layout) != own.layout:
+        print(
+            f"warning: {run_.path} was trained with rope.layout {own.layout}; another makes nonsense", file=sys.stderr
+        )
+    if several is None:
+        scaling = given.get("scaling", own.scaling)
+        return {scaling: overlay(own, given, scaling, trained) if given else asdict(own)}
+
+    if "scaling" in given:
+        raise BadInput(f"--rope.scaling {given['scaling']} and --scalings {' '.join(several)}: give one of the two")
+    refuse_unknown("scalings", several, [*OPTIONS, "all"])
+    names = list(OPTIONS) if "all" in several else list(dict.fromkeys(several))
+    if "all" in several:
+        fields = asdict(own) | given
+        cannot = {
+            "longrope": not (fields["short_factor"] and fields["long_factor"]) and "needs its lists of divisors",
+            **dict.fromkeys(("ntk", "dynamic"), rotated_width(own, config.d_head) == 2 and "needs two pairs"),
+        }
+        for name, why in cannot.items():
+            if why:
+                names.remove(name)
+                print(f"{name} is left out: it {why}", file=sys.stderr)
+    takes = {name: set.union(*OPTIONS[name]) | set(given).difference(SCALING_FIELDS) for name in names}
+    for option in set(given).difference(*takes.values()):
+        raise BadInput(f"--rope.{option} means nothing to --scalings {' '.join(names)}")
+    return {name: overlay(own, {o: x for o, x in given.items() if o in takes[name]}, name, trained) for name in names}
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure what the command line asks for, and return what goes into the JSON file."""
+    from train import pick_device, pick_precision  # here, since train.py imports this file
+
+    parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=str, help="a run folder that train.py made, runs/rope say")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=None, help="of context, tokens; 1, 2, 4 and 8 times the trained one"
+    )
+    parser.add_argument("--protocols", type=str, nargs="+", default=["fixed"], help=", ".join(PROTOCOLS))
+    parser.add_argument(
+        "--scalings", type=str, nargs="+", default=None, help="several rope scalings side by side, or all"
+    )
+    parser.add_class_arguments(RopeConfig, "rope", skip={"factor"})
+    parser.add_argument(
+        *("--rope.factor", "--factor"),
+        type=Literal["auto"] | float | None,
+        default=None,
+        help="at least 1, or auto, each length over the original one; where a scaling needs one, auto if not given",
+    )
+    parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
+    parser.add_argument(
+        "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of shuffled-prefix")
+    parser.add_argument(
+        "--picture", type=str, default=None, help="FILE.png; evaluate.png in the run folder if not given"
+    )
+    parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
+    asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
+
+    refuse_unknown("protocols", asked.protocols, PROTOCOLS)
+    if not 0 <= asked.seed < 2**63:
+        raise BadInput(f"--seed {asked.seed} must be at least 0 and below 2^63")
+    device = pick_device("auto")
+    loaded = load_run(asked.run, str(device))
+    model, trained, settings = loaded.model, loaded.model_config.seq_len, loaded.settings
+    compared = variants(loaded, vars(given) if given else {}, asked.scalings)
+    corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], trained)
+    if read_result(loaded.path).get("data_sha256", corpus.sha256) != corpus.sha256:
+        raise BadInput(f"{loaded.path} was trained on another text than data.corpus {loaded.data.corpus!r} now holds")
+    lengths = choose_lengths(asked.lengths, loaded, corpus, asked.split)
+    stride = asked.stride if asked.stride is not None else max(1, min(trained, *lengths) // 2)
+    longest_stride = min([trained, *(lengths if "sliding" in asked.protocols else [])])
+    if not 1 <= stride <= longest_stride:
+        raise BadInput(f"--stride {stride} must lie in 1 .. {longest_stride}: a longer one would leave targets out")
+    own = model.position
+    positions = {  # all of them now, so that whatever is wrong is said before the work
+        (scaling, length): position_at(loaded, fields, length).to(device) if fields else own
+        for scaling, fields in compared.items()
+        for length in lengths
+    }
+    for scaling in compared:
+        if scaling and (warning := yarn_warning(positions[scaling, lengths[-1]].config, loaded.model_config.d_head)):
+            print(f"evaluate.py: warning: {warning}", file=sys.stderr)
+    picture = Path(asked.picture or loaded.path / "evaluate.png")
+    if picture.suffix != ".png":
+        raise BadInput(f"--picture {picture} must be a .png")
+    refuse_unwritable("picture", picture)
+    if asked.out is not None:
+        refuse_unwritable("out", Path(asked.out))
+
+    precision, autocast = pick_precision(settings["precision"], device)
+    nats = partial(target_nats, model, device=device, autocast=autocast)
+    ruler = Ruler(corpus, asked.split, lengths, trained, stride, asked.seed, nats)
+    print(
+        f"{loaded.path}: {loaded.model_config.position}, trained at {trained} tokens; {asked.split} split of "
+        f"{corpus.name}, {corpus.longest(asked.split):,} targets; stride {stride}; {precision} on {device}",
+        flush=True,
+    )
+    results = []
+    cells = [(protocol, length) for protocol in dict.fromkeys(asked.protocols) for length in lengths]
+    for protocol, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
+        model.position = own
+        crops = ruler.measure(protocol, length, crop=True)
+        for scaling in compared:
+            model.position = positions[scaling, length]
+            factor = model.position.config.factor if scaling else None
+            for cell, crop in zip(ruler.measure(protocol, length), crops, strict=True):
+                row = {"scaling": scaling, "factor": factor, "protocol": protocol, "length": length}
+                row |= {"loss": cell.pop("loss"), "crop_loss": crop["loss"]}
+                results.append(row | dict.fromkeys(("accuracy", "trials", "distance")) | cell)
+    model.position = own
+
+    print("\n" + "\n".join(tables(results, loaded.model_config.position, trained)))
+    draw(results, loaded.model_config.position, trained, picture)
+    content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
+    content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
+    if asked.out is not None:
+        write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")
+    print(f"Picture: {picture}" + (f"   Figures: {asked.out}" if asked.out is not None else ""))
+    return content
+
+
+def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus, split: str) -> list[int]:
+    """The lengths asked for, in order; if none, those of 1, 2, 4 and 8 times the trained one that can be.
+
+    Raises:
+        BadInput: for a length that cannot be.
+    """
+    text, wall = corpus.longest(split), run_.model.position.longest
+    if asked is None:
+        trained = run_.model_config.seq_len
+        return [length for n in (1, 2, 4, 8) if (length := n * trained) <= min(text, wall or text)]
+    if min(asked) < 1:
+        raise BadInput(f"--lengths {min(asked)} must be at least 1")
+    if wall is not None and max(asked) > wall:
+        raise BadInput(f"--lengths {max(asked)}: the learned positions of {run_.path} end at {wall}")
+    if max(asked) > text:
+        raise BadInput(f"--lengths {max(asked)} is longer than the {split} split allows ({text}): use shorter ones")
+    return sorted(set(asked))
+
+
+def refuse_unknown(flag: str, words: list[str], known: Iterable[str]) -> None:
+    """Raise BadInput for the first word that is not known, with the nearest that is."""
+    for word in words:
+        if word not in known:
+            raise BadInput(f"--{flag} {word} is none of {', '.join(known)}{nearest(word, known)}")
+
+
+def refuse_unwritable(flag: str, path: Path) -> None:
+    """Raise BadInput if a file cannot be written where a flag wants it; nothing is left there, nothing is changed."""
+    try:
+        there = path.exists()
+        with open(path, "ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise BadInput(f"--{flag} {path} cannot be written ({error.strerror}): name a file that can") from error
+
+
+def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
+    """The figures as Markdown: a table a protocol, for by-position one a length; differences are to the crop."""
+    from compare import markdown  # here, since compare.py imports this file
+
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results:
+        by_length = "positions" not in row
+        title = row["protocol"] if by_length else f"by-position, windows of {row['length']}"
+        column = str(row["length"]) if by_length else "-".join(map(str, dict.fromkeys(row["positions"])))
+        groups.setdefault(title, []).append({**row, "column": column})
+    lines = []
+    for title, rows in groups.items():
+        crops = {row["column"]: row["crop_loss"] for row in rows}
+        table = [["scaling" if rows[0]["scaling"] else "scheme", "factor", *crops]]
+        table.append([f"cropped to {trained}", "", *(f"{loss:.3f}" for loss in crops.values())])
+        for scaling in dict.fromkeys(row["scaling"] for row in rows):
+            mine = [row for row in rows if row["scaling"] == scaling]
+            factors = {row["factor"] for row in mine}
+            factor = "" if factors == {None} else "auto" if len(factors) > 1 else f"{factors.pop():g}"
+            losses = [f"{row['loss']:.3f} ({row['loss'] - row['crop_loss']:+.3f})" for row in mine]
+            table.append([scaling or scheme, factor, *losses])
+        what = "tokens before the target" if title.startswith("by-position") else "tokens of context"
+        lines += [f"{title}: loss in nats per token by {what}, in brackets against the crop", ""]
+        lines += [*markdown(table), ""]
+    return lines
+
+
+def draw(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
+    """A panel a protocol: loss against context for every scaling and the crop. By-position: the longest length."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # pictures go to files: no screen is needed
+    import matplotlib.pyplot as plt
+
+    protocols = list(dict.fromkeys(row["protocol"] for row in results))
+    figure, axes = plt.subplots(
+        1, len(protocols), figsize=(5.5 * len(protocols), 4.4), layout="constrained", squeeze=False
+    )
+    longest = max(row["length"] for row in results)
+    for axis, protocol in zip(axes[0], protocols, strict=True):
+        by_position = protocol == "by-position"
+        rows = [row for row in results if row["protocol"] == protocol]
+        rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
+        rows = [row for row in rows if not by_position or row["length"] == longest]
+        crops = {row["x"]: row["crop_loss"] for row in rows}
+        axis.plot(list(crops), list(crops.values()), color="black", linewidth=1, label=f"cropped to {trained}")
+        for scaling in dict.fromkeys(row["scaling"] for row in rows):
+            color, dash, marker = STYLE[scaling]
+            mine = {row["x"]: row["loss"] for row in rows if row["scaling"] == scaling}
+            look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.6}
+            axis.plot(list(mine), list(mine.values()), **look, label=scaling or scheme)
+        axis.axvline(trained, color="black", linewidth=0.8, linestyle=":")  # the trained length
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(crops), [str(x) for x in crops], fontsize=8)
+        axis.minorticks_off()
+        axis.set_xlabel(f"tokens before the target, windows of {longest}" if by_position else "tokens of context")
+        axis.set(ylabel="loss, nats per token", title=protocol)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)

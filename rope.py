@@ -331,14 +331,24 @@ def pairs(config: RopeConfig, d_head: int, length: int) -> list[str]:
             f"{after:>12.6g} {after / before:>7.3f} {turns * after:>9.4g}"
         )
     lines.append(f"cos and sin are multiplied by {attention_factor:.6g}")
-    untouched = int((theta == plain).sum())
-    if config.scaling == "yarn" and untouched < 2:
-        lines.append(
-            f"warning: rope.beta_fast {config.option('beta_fast'):g} leaves {untouched} of the pairs untouched, "
-            "so yarn is "
-            f"nearly plain interpolation here: a lower one, 8 say, keeps more of the fast pairs"
-        )
+    if warning := yarn_warning(config, d_head):
+        lines.append(f"warning: {warning}")
     return lines
+
+
+def yarn_warning(config: RopeConfig, d_head: int) -> str:
+    """What to say when yarn's betas leave fewer than two pairs at their speed; nothing where that is not so."""
+    if config.scaling != "yarn" or config.factor == 1:
+        return ""
+    theta, _ = frequencies(config, d_head, 0)
+    plain, _ = frequencies(replace(config, **dict.fromkeys(SCALING_FIELDS), scaling="none"), d_head, 0)
+    untouched = int((theta == plain).sum())
+    if untouched >= 2:
+        return ""
+    return (
+        f"rope.beta_fast {config.option('beta_fast'):g} leaves {untouched} of the pairs untouched, so yarn is "
+        f"nearly plain interpolation here: a lower one, 8 say, keeps more of the fast pairs"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,550 @@
+"""A trained run at other lengths and under other scalings: every figure against a small computation by hand.
+
+.venv/bin/python -m pytest tests/test_evaluate.py
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+import data
+import evaluate
+import train
+from checkpoint import Run, load_run
+from model import ModelConfig, Transformer
+from positions import SCHEMES
+from rope import OPTIONS, RopeConfig
+
+L = 16  # the trained length of a finished run
+STRIDE = 5
+LENGTHS = (8, 16, 40, 64)
+KEYS = ["scaling", "factor", "protocol", "length", "loss", "crop_loss", "accuracy", "trials", "distance", "tokens"]
+SCALED = {
+    "none": RopeConfig(),
+    "linear": RopeConfig(scaling="linear", factor=3),
+    "ntk": RopeConfig(scaling="ntk", factor=3),
+    "dynamic": RopeConfig(scaling="dynamic", factor=2, original_length=L),
+    "yarn": RopeConfig(scaling="yarn", factor=3, original_length=L, beta_fast=2),
+    "longrope": RopeConfig(
+        scaling="longrope", factor=3, original_length=L, short_factor=[1.0] * 4, long_factor=[1.0, 2.0, 3.0, 4.0]
+    ),
+    "llama3": RopeConfig(scaling="llama3", factor=3, original_length=L),
+    "proportional": RopeConfig(scaling="proportional", fraction=0.5),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
+    """Call evaluate.main without its picture and return its results."""
+    monkeypatch.setattr(evaluate, "draw", lambda *args: None)
+
+    def call(folder: Path, *flags: str) -> list[dict]:
+        return evaluate.main([str(folder), "--picture", str(tmp_path / "picture.png"), *flags])["results"]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def sharp_run(small, tmp_path_factory) -> Path:
+    """A rope run with large first values, hardly trained: what it says depends strongly on the context."""
+    folder = tmp_path_factory.mktemp("sharp") / "rope"
+    own = ["--model.init_std", "0.5", "--model.tie_embeddings", "false", "--run.learning_rate", "1e-9"]
+    train.main([*small, *own, "--run.steps", "1", "--run.out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def all_protocols(sharp_run, tmp_path_factory) -> Path:
+    """The folder of picture and figures of one command that uses every protocol."""
+    out = tmp_path_factory.mktemp("evaluated")
+    flags = ["--protocols", *evaluate.PROTOCOLS, "--lengths", *map(str, LENGTHS), "--stride", str(STRIDE)]
+    evaluate.main([str(sharp_run), *flags, "--picture", str(out / "a.png"), "--out", str(out / "a.json")])
+    return out
+
+
+@pytest.fixture(scope="module")
+def cell(all_protocols) -> Callable[..., dict]:
+    """One result of that command."""
+    results = json.loads((all_protocols / "a.json").read_text())["results"]
+
+    def find(protocol: str, length: int, positions: list[int] | None = None) -> dict:
+        rows = [r for r in results if (r["protocol"], r["length"], r.get("positions")) == (protocol, length, positions)]
+        assert len(rows) == 1
+        return rows[0]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def loaded(sharp_run) -> Run:
+    return load_run(sharp_run)
+
+
+@pytest.fixture(scope="module")
+def ids(loaded) -> torch.Tensor:
+    """The validation split."""
+    corpus = data.load(loaded.data, 0, 4, L)
+    return torch.from_numpy(corpus.tokens("validation").astype(int))
+
+
+@pytest.fixture
+def copy(sharp_run, tmp_path) -> Callable[..., Path]:
+    """A copy of the rope run whose config says other things about rope: the run of someone who tuned it."""
+
+    def make(**rope) -> Path:
+        folder = Path(shutil.copytree(sharp_run, tmp_path / "copy"))
+        sections = yaml.safe_load((folder / "config.yaml").read_text())
+        sections["model"]["rope"] |= rope
+        (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+        return folder
+
+    return make
+
+
+def sharp_model(**options) -> Transformer:
+    """A model whose logits depend strongly on everything before."""
+    shape = {"vocab_size": 50, "d_model": 32, "n_layer": 2, "n_head": 4, "seq_len": 64, "init_std": 0.5}
+    return Transformer(ModelConfig(**shape | options), seed=1).eval()
+
+
+@torch.no_grad()
+def mean_nats(model: Transformer, ids: torch.Tensor, places: list[tuple[int, int]]) -> float:
+    """Mean loss of targets, each after a context of its own: (where that starts, where the target stands)."""
+    total = 0.0
+    for width in {at - start for start, at in places}:
+        contexts = torch.stack([ids[start:at] for start, at in places if at - start == width])
+        targets = torch.stack([ids[at] for start, at in places if at - start == width])
+        total += F.cross_entropy(model(contexts)[:, -1], targets, reduction="sum").item()
+    return total / len(places)
+
+
+# ---- protocols -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_fixed_scores_the_same_last_tokens_under_every_length(cell, loaded, ids, length):
+    n_targets = 8  # of 32, since the shortest length has no more
+    count = min(256, (len(ids) - 1 - 64) // n_targets + 1)
+    losses, crops = [], []
+    for end in torch.linspace(64, len(ids) - 1, count, dtype=torch.float64).long().tolist():
+        for context, into in ((length, losses), (min(length, L), crops)):
+            with torch.no_grad():
+                logits = loaded.model(ids[None, end - context : end])[0, -n_targets:]
+            into.append(F.cross_entropy(logits, ids[end - n_targets + 1 : end + 1]).item())
+    row = cell("fixed", length)
+    assert row["tokens"] == count * n_targets
+    assert row["loss"] == pytest.approx(sum(losses) / count, rel=1e-6)
+    assert row["crop_loss"] == pytest.approx(sum(crops) / count, rel=1e-6)
+    assert (row["loss"] == pytest.approx(row["crop_loss"], rel=1e-6)) == (length <= L)
+
+
+def crop_start(start: int, end: int, at: int) -> int:
+    """Where the context of a target starts when windows of L that slide by STRIDE end where the window does."""
+    while end - STRIDE >= at and end - STRIDE - start >= L:
+        end -= STRIDE
+    return max(start, end - L) if at > end - STRIDE else start
+
+
+@pytest.mark.parametrize("length", [16, 40])
+def test_windows_score_every_target_once_after_what_its_window_holds(cell, loaded, ids, length):
+    row = cell("windows", length)
+    starts = [((at - 1) // length * length, at) for at in range(1, len(ids))]
+    assert row["tokens"] == len(ids) - 1
+    assert row["loss"] == pytest.approx(mean_nats(loaded.model, ids, starts), rel=1e-6)
+    crops = [(crop_start(start, start + length, at), at) for start, at in starts]
+    assert row["crop_loss"] == pytest.approx(mean_nats(loaded.model, ids, crops), rel=1e-6)
+
+
+@pytest.mark.parametrize("length", [16, 40])
+def test_sliding_is_a_mean_over_tokens_each_after_its_own_context(cell, loaded, ids, length):
+    row = cell("sliding", length)
+    ends = [*range(length, len(ids) - 1, STRIDE), len(ids) - 1]
+    starts = [(next(end for end in ends if end >= at) - length, at) for at in range(1, len(ids))]
+    assert row["tokens"] == len(ids) - 1
+    assert row["loss"] == pytest.approx(mean_nats(loaded.model, ids, starts), rel=1e-6)
+    crops = [(crop_start(start, start + length, at), at) for start, at in starts]
+    assert row["crop_loss"] == pytest.approx(mean_nats(loaded.model, ids, crops), rel=1e-6)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(8, 1), (8, 3), (8, 8), (30, 7), (99, 10), (100, 100), (40, 39)])
+def test_sliding_covers_each_token_but_the_first_once(length, stride):
+    class Text:
+        def tokens(self, split):
+            return torch.arange(101).numpy()
+
+    seen = []
+    for number, (inputs, targets) in enumerate(evaluate.sliding(Text(), "validation", length, stride)):
+        assert torch.equal(inputs[:, 1:], inputs[:, :-1] + 1)
+        for row, scored in enumerate(targets != -100):
+            new = targets[row][scored]
+            assert torch.equal(new, inputs[row][scored] + 1)
+            assert len(new) <= (length if not (number or row) else stride)
+            seen += new.tolist()
+    assert seen == list(range(1, 101))
+
+
+def test_by_position_splits_the_windows_by_tokens_before_the_target(cell, loaded, ids):
+    for first, last in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 40)):
+        places = [(start, start + n) for start in range(0, len(ids), 40) for n in range(first, last + 1)]
+        places = [(start, at) for start, at in places if at < len(ids)]
+        row = cell("by-position", 40, [first, last])
+        assert row["tokens"] == len(places)
+        assert row["loss"] == pytest.approx(mean_nats(loaded.model, ids, places), rel=1e-6)
+        crops = [(crop_start(start, start + 40, at), at) for start, at in places]
+        assert row["crop_loss"] == pytest.approx(mean_nats(loaded.model, ids, crops), rel=1e-6)
+
+
+@pytest.mark.parametrize(("length", "trained"), [(1, 16), (16, 16), (17, 16), (100, 16), (100, 24), (7, 16), (64, 1)])
+def test_buckets_cover_every_position_once_with_an_edge_at_the_trained_length(length, trained):
+    spans = evaluate.buckets(length, trained)
+    assert spans[0][0] == 1
+    assert spans[-1][1] == length
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(spans))
+    assert trained >= length or trained in [last for _, last in spans]
+
+
+def test_shuffled_prefix_keeps_the_last_trained_length_tokens_and_the_targets():
+    inputs = torch.arange(6 * 40).view(6, 40)
+    targets = inputs + 1
+    (shuffled, same), (again, _) = (next(evaluate.shuffled_prefix([(inputs, targets)], L, seed)) for seed in (3, 3))
+    assert torch.equal(same, targets)
+    assert torch.equal(shuffled[:, -L:], inputs[:, -L:])
+    assert torch.equal(shuffled[:, :-L].sort(dim=1).values, inputs[:, :-L])  # each row its own tokens
+    places = shuffled[:, :-L] - inputs[:, :1]
+    assert all((row != torch.arange(40 - L)).any() for row in places)
+    assert len({tuple(row.tolist()) for row in places}) == 6  # each in an order of its own
+    assert torch.equal(shuffled, again)
+    other, _ = next(evaluate.shuffled_prefix([(inputs, targets)], L, 4))
+    assert not torch.equal(shuffled, other)
+    short, _ = next(evaluate.shuffled_prefix([(inputs[:, :L], targets[:, :L])], L, 3))
+    assert torch.equal(short, inputs[:, :L])
+
+
+def test_shuffled_prefix_differs_from_fixed_past_the_trained_length_only(cell, loaded):
+    for length in LENGTHS:
+        shuffled, straight = cell("shuffled-prefix", length), cell("fixed", length)
+        assert shuffled["crop_loss"] == straight["crop_loss"]
+        assert (shuffled["loss"] == straight["loss"]) == (length <= L)
+    corpus = data.load(loaded.data, 0, 4, L)
+    windows = evaluate.shuffled_prefix(evaluate.fixed(corpus, "validation", 40, list(LENGTHS)), L, 0)
+    with torch.no_grad():
+        losses = [F.cross_entropy(loaded.model(x).transpose(1, 2), y).item() for x, y in windows]
+    assert losses == [pytest.approx(cell("shuffled-prefix", 40)["loss"], rel=1e-6)]
+
+
+@pytest.mark.parametrize("stride", [1, 3, 5, 16])
+@pytest.mark.parametrize("length", [17, 20, 33, 48])
+def test_the_crop_sees_at_most_the_trained_length_and_little_less(length, stride):
+    def context(inputs, targets):  # instead of nats: how many tokens the model is shown up to the target
+        assert inputs.shape[1] == L
+        assert torch.equal(inputs[targets != -100] + 1, targets[targets != -100])
+        return torch.where(targets != -100, torch.arange(1, L + 1), 0).double()
+
+    inputs = torch.arange(2 * length).view(2, length)
+    seen = evaluate.Ruler(None, "validation", [length], L, stride, 0, context).cropped(inputs, inputs + 1, stride)
+    assert seen.shape == (2, length)
+    assert (seen <= L).all()
+    assert (seen >= torch.arange(1, length + 1).clamp(max=L - stride + 1)).all()
+    assert (seen[:, -1] == L).all()
+
+
+# ---- long windows in chunks ------------------------------------------------------------------------------------------
+
+
+def nats_full_and_chunked(model, monkeypatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Losses of 2 x 50 targets in one pass and in chunks of 16, and how many tokens each pass of the latter took."""
+    tokens = torch.randint(50, (2, 51), generator=torch.Generator().manual_seed(0))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    targets[:, 3:9] = -100
+    full = evaluate.target_nats(model, inputs, targets, CPU, torch.no_grad)
+    with torch.no_grad():
+        by_hand = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
+    torch.testing.assert_close(full.float(), by_hand, rtol=1e-5, atol=1e-5)
+    passes = []
+    model.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[1]))
+    monkeypatch.setattr(evaluate, "CHUNK", 16)
+    return full, evaluate.target_nats(model, inputs, targets, CPU, torch.no_grad), passes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_chunked_equals_full_for_every_scheme(scheme, monkeypatch):
+    full, chunked, passes = nats_full_and_chunked(sharp_model(position=scheme), monkeypatch)
+    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
+    assert passes == [16, 16, 16, 2]
+
+
+def test_every_scaling_is_tried():
+    assert set(SCALED) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("scaling", SCALED)
+def test_chunked_equals_full_for_every_scaling_past_the_trained_length(scaling, monkeypatch):
+    full, chunked, passes = nats_full_and_chunked(sharp_model(rope=SCALED[scaling]), monkeypatch)
+    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
+    assert passes == ([50] if scaling in ("dynamic", "longrope") else [16, 16, 16, 2])
+
+
+@pytest.mark.parametrize("attention", ["explicit", "fused"])
+def test_chunked_equals_full_with_grouped_heads(attention, monkeypatch):
+    model = sharp_model(position="alibi", n_kv_head=2, attention=attention)
+    full, chunked, _ = nats_full_and_chunked(model, monkeypatch)
+    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
+
+
+MEMORY = """
+import resource, torch, evaluate
+from model import ModelConfig, Transformer
+torch.set_num_threads(1)
+def peak(T):
+    tokens = torch.zeros(1, T, dtype=torch.long)
+    targets = torch.full((1, T), -100)
+    targets[:, -32:] = 1
+    for scheme in ("alibi", "t5"):
+        model = Transformer(ModelConfig(vocab_size=64, d_model=16, n_layer=1, n_head=8, seq_len=32, position=scheme))
+        evaluate.target_nats(model, tokens, targets, torch.device("cpu"), torch.no_grad)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+short = peak(64)
+print(peak(4096) - short)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_a_long_window_never_holds_a_bias_of_all_pairs():
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=Path(evaluate.__file__).parent, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400  # megabytes; one float32 (8, 4096, 4096) has 537, and masking it makes another
+
+
+# ---- scalings --------------------------------------------------------------------------------------------------------
+
+
+def test_linear_at_a_factor_equals_a_run_with_positions_divided(sharp_run, measure, ids):
+    rows = measure(sharp_run, "--lengths", "16", "64", "--rope.scaling", "linear", "--rope.factor", "4")
+    model = load_run(sharp_run).model
+    theta = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+
+    def divided(positions):
+        angle = positions[:, None] / 4 * theta
+        return angle.cos(), angle.sin()
+
+    model.position.table = divided
+    corpus = data.load(load_run(sharp_run).data, 0, 4, L)
+    by_hand = evaluate.loss_by_length(model, corpus, "validation", [16, 64], CPU, torch.no_grad)
+    assert {row["length"]: row["loss"] for row in rows} == pytest.approx(by_hand, rel=1e-6)
+    plain = measure(sharp_run, "--lengths", "16", "64")
+    assert all(abs(a["loss"] - b["loss"]) > 1e-4 for a, b in zip(rows, plain, strict=True))
+    assert [row["crop_loss"] for row in rows] == [row["crop_loss"] for row in plain]  # the run as it was trained
+
+
+@pytest.mark.parametrize("flags", [(), ("--factor", "auto"), ("--rope.factor", "auto")])
+def test_factor_auto_is_used_length_over_trained_length_and_the_default(sharp_run, measure, flags):
+    rows = measure(sharp_run, "--lengths", "8", "16", "40", "--rope.scaling", "ntk", *flags)
+    assert [row["factor"] for row in rows] == [1, 1, 2.5]
+    (fixed,) = measure(sharp_run, "--lengths", "40", "--rope.scaling", "ntk", "--factor", "2.5")
+    (auto,) = measure(sharp_run, "--lengths", "40", "--rope.scaling", "ntk", *flags)
+    assert auto == fixed
+
+
+def test_factor_auto_of_a_tuned_run_counts_from_its_original_length(copy, measure):
+    folder = copy(scaling="linear", factor=2.0, original_length=8)
+    assert [r["factor"] for r in measure(folder, "--lengths", "16", "32", "--factor", "auto")] == [2, 4]
+    assert [r["factor"] for r in measure(folder, "--lengths", "16", "32", "--factor", "5")] == [5, 5]
+
+
+def test_options_lie_over_those_of_the_run(copy):
+    loaded = load_run(copy(scaling="yarn", factor=2.0, original_length=8, beta_fast=4.0, base=500.0))
+
+    def config(scaling=None, **given):
+        given |= {"scaling": scaling} if scaling else {}
+        ((name, fields),) = evaluate.variants(loaded, given, None).items()
+        settled = evaluate.position_at(loaded, fields, 64).config
+        assert settled.scaling == name
+        return settled
+
+    own = RopeConfig(base=500, scaling="yarn", factor=2, original_length=8, beta_fast=4)
+    assert config() == own
+    assert config(beta_slow=2) == RopeConfig(**{**vars(own), "beta_slow": 2})
+    assert config("yarn", factor="auto").factor == 8
+    assert config("linear") == RopeConfig(base=500, scaling="linear", factor=2, original_length=8)
+    assert config("none", base=100) == RopeConfig(base=100, original_length=8)
+    lists = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    assert config("longrope", **lists).original_length == 8
+
+
+def test_the_original_length_is_the_trained_one_where_none_is_on_record(loaded):
+    (fields,) = evaluate.variants(loaded, {"scaling": "yarn"}, None).values()
+    assert fields["original_length"] == L
+    assert evaluate.position_at(loaded, fields, 64).config.factor == 4
+    (fields,) = evaluate.variants(loaded, {"scaling": "yarn", "original_length": 32}, None).values()
+    assert evaluate.position_at(loaded, fields, 64).config.factor == 2
+
+
+def test_several_scalings_give_what_each_gives_alone(sharp_run, measure):
+    several = measure(sharp_run, "--lengths", "16", "40", "--scalings", "yarn", "dynamic", "--rope.beta_fast", "2")
+    yarn = measure(sharp_run, "--lengths", "16", "40", "--rope.scaling", "yarn", "--rope.beta_fast", "2")
+    dynamic = measure(sharp_run, "--lengths", "16", "40", "--rope.scaling", "dynamic")
+    assert sorted(several, key=str) == sorted(yarn + dynamic, key=str)
+    assert len({row["loss"] for row in several if row["length"] == 40}) == 2
+
+
+def test_all_leaves_out_longrope_without_its_lists_and_says_so(sharp_run, measure, capsys):
+    rows = measure(sharp_run, "--lengths", "24", "--scalings", "all")
+    assert [row["scaling"] for row in rows] == [name for name in OPTIONS if name != "longrope"]
+    assert "longrope is left out" in capsys.readouterr().err
+    lists = ["--rope.short_factor", "[1, 1, 1, 1]", "--rope.long_factor", "[1, 2, 3, 4]"]
+    rows = measure(sharp_run, "--lengths", "24", "--scalings", "all", *lists)
+    assert [row["scaling"] for row in rows] == list(OPTIONS)
+    assert next(row["factor"] for row in rows if row["scaling"] == "longrope") == 1.5
+
+
+def test_yarn_warns_when_its_betas_leave_fewer_than_two_pairs(sharp_run, measure, capsys):
+    measure(sharp_run, "--lengths", "32", "--rope.scaling", "yarn")
+    assert "rope.beta_fast 32 leaves" in capsys.readouterr().err
+    fine = ["--rope.beta_fast", "0.2", "--rope.beta_slow", "0.1"]
+    measure(sharp_run, "--lengths", "32", "--rope.scaling", "yarn", *fine)
+    assert capsys.readouterr().err == ""
+
+
+def test_another_layout_than_the_trained_one_is_warned_of(sharp_run, measure, capsys):
+    measure(sharp_run, "--lengths", "16", "--rope.layout", "half-split")
+    assert "trained with rope.layout interleaved" in capsys.readouterr().err
+
+
+# ---- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_the_json_file_has_the_promised_fields_and_null_where_they_do_not_apply(all_protocols):
+    content = json.loads((all_protocols / "a.json").read_text())
+    assert content["trained_length"] == L
+    for row in content["results"]:
+        assert [*KEYS, "positions"][: len(row)] == list(row)
+        assert ("positions" in row) == (row["protocol"] == "by-position")
+        assert (row["scaling"], row["factor"], row["accuracy"], row["trials"], row["distance"]) == ("none", *[None] * 4)
+    assert {(row["protocol"], row["length"]) for row in content["results"]} == {
+        (protocol, length) for protocol in evaluate.PROTOCOLS for length in LENGTHS
+    }
+
+
+def test_the_picture_is_a_png(all_protocols):
+    assert (all_protocols / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_stands_beside_the_run_by_default(copy):
+    folder = copy()
+    evaluate.main([str(folder), "--lengths", "16", "32", "--scalings", "none", "yarn"])
+    assert (folder / "evaluate.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_screen_shows_every_loss_and_the_crop_beside_it(sharp_run, measure, capsys):
+    rows = measure(sharp_run, "--lengths", "16", "40", "--scalings", "linear", "ntk")
+    said = capsys.readouterr().out
+    for row in rows:
+        assert f"{row['loss']:.3f} ({row['loss'] - row['crop_loss']:+.3f})" in said
+        assert f"{row['crop_loss']:.3f}" in next(line for line in said.splitlines() if "cropped to 16" in line)
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "learned"])
+def test_a_run_that_does_not_rotate_has_no_scaling(finished, measure, scheme):
+    rows = measure(finished(scheme))
+    assert {(row["scaling"], row["factor"]) for row in rows} == {(None, None)}
+    assert [row["length"] for row in rows] == ([16] if scheme == "learned" else [16, 32, 64, 128])
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+BAD = {  # flags -> what the line must say
+    "--rope.scaling yarn --factor 0.5": "--rope.factor 0.5 must be at least 1",
+    "--scalings all --factor 0.5": "--rope.factor 0.5 must be at least 1",
+    "--rope.factor four": "--rope.factor four: expected auto, float",
+    "--factor auto": "--rope.factor means nothing to rope.scaling none",
+    "--rope.scaling longrope": "--rope.scaling longrope needs rope.long_factor",
+    "--rope.scaling longrope --rope.long_factor [1,2] --rope.short_factor [1,2]": "has 2 numbers, and 4 pairs",
+    "--rope.scaling yarn --rope.beta_fast 1 --rope.beta_slow 2": "--rope.beta_slow 2 must be above 0 and below",
+    "--rope.scaling linear --rope.beta_fast 8": "--rope.beta_fast means nothing to rope.scaling linear",
+    "--scalings linear ntk --rope.beta_fast 8": "--rope.beta_fast means nothing to --scalings linear ntk",
+    "--rope.scaling yran": "did you mean yarn?",
+    "--scalings yarn linaer": "--scalings linaer is none of none, linear",
+    "--scalings yarn --rope.scaling ntk": "give one of the two",
+    "--rope.scaling yarn --rope.original_length 0": "--rope.original_length 0 must be at least 2",
+    "--rope.fraction 0.1": "--rope.fraction 0.1 of a head",
+    "--rope.bse 3": "did you mean --rope.base?",
+    "--protocols fixed slidin": "--protocols slidin is none of fixed, windows, sliding",
+    "--lengths 16 100000": "--lengths 100000 is longer than the validation split allows",
+    "--lengths 0": "--lengths 0 must be at least 1",
+    "--lengths many": "--lengths many: expected int",
+    "--stride 0": "--stride 0 must lie in 1 .. 16",
+    "--stride 17": "--stride 17 must lie in 1 .. 16",
+    "--lengths 8 32 --protocols sliding --stride 9": "--stride 9 must lie in 1 .. 8",
+    "--seed -1": "--seed -1 must be at least 0",
+    "--split val": "did you mean validation?",
+    "--picture a.gif": "--picture a.gif must be a .png",
+    "--picture not/there.png": "--picture not/there.png cannot be written",
+    "--out not/there.json": "--out not/there.json cannot be written",
+    "--out .": "--out . cannot be written",
+}
+
+
+@pytest.fixture
+def refused(at_the_shell, tmp_path, monkeypatch) -> Callable[..., str]:
+    """The one line that bad input gets, before any work."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate.Ruler, "measure", lambda *args: pytest.fail("the work began"))
+
+    def call(*argv: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        outcome = at_the_shell(evaluate.main, list(argv))
+        lines = [line for line in outcome.err.splitlines() if "left out" not in line]
+        assert (outcome.code, outcome.out, len(lines)) == (2, "", 1)
+        assert sorted(tmp_path.rglob("*")) == before
+        return lines[0]
+
+    return call
+
+
+@pytest.mark.parametrize(("flags", "says"), BAD.items())
+def test_bad_input_gets_one_line_before_any_work(sharp_run, refused, flags, says):
+    folder = sharp_run
+    there = sorted(folder.iterdir())
+    assert says in refused(str(folder), *flags.split())
+    assert sorted(folder.iterdir()) == there
+
+
+@pytest.mark.parametrize("flags", ["--rope.scaling yarn", "--rope.factor 2", "--scalings all", "--rope.base 100"])
+def test_a_run_that_is_not_rope_refuses_scalings_by_name(finished, refused, flags):
+    line = refused(str(finished("alibi")), *flags.split())
+    assert flags in line
+    assert "has the scheme alibi" in line
+
+
+def test_a_length_that_a_learned_run_does_not_have_is_refused(finished, refused):
+    assert "--lengths 17" in refused(str(finished("learned")), "--lengths", "8", "17")
+
+
+def test_a_folder_that_is_no_run_or_damaged_is_refused(copy, refused, tmp_path):
+    assert "is not a run folder" in refused(str(tmp_path / "nothing"))
+    folder = copy()
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    assert "model.safetensors is damaged" in refused(str(folder))
+
+
+def test_a_run_whose_text_has_changed_since_is_refused(copy, refused):
+    folder = copy()
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"data_sha256": "0" * 64}))
+    assert "was trained on another text" in refused(str(folder))
+
+
+def test_a_file_that_is_there_survives_a_refusal(sharp_run, refused, tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    refused(str(sharp_run), "--out", "old.json", "--picture", "no/a.png")
+    assert (tmp_path / "old.json").read_text() == "old"
