@@ -192,7 +192,8 @@ class Curves:
         with self.surviving("start"):
             import wandb
 
-            settings = wandb.Settings(silent=True, console="off", init_timeout=30)
+            # W&B's own process is slow to start on a busy machine: half a minute, its default, was not always enough
+            settings = wandb.Settings(silent=True, console="off", init_timeout=60, x_service_wait=120)
             self.run = wandb.init(
                 project="minroformer",
                 name=name,

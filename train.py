@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import Curves, Run, RunFolder, refuse_taken, versions
+from checkpoint import Curves, RunFolder, refuse_taken, versions
 from cli import BadInput, ConfigFile, Parser, RunFailed, run
 from evaluate import Autocast, Score, score
-from generate import continuation
+from generate import sample
 from model import ModelConfig, Transformer, shared_sha256
 from rope import RopeConfig
 
@@ -307,7 +308,7 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
         folder.metrics.close()
         if curves is not None:
             curves.finish(exit_code=int(status != "finished"))
-    print(closing(setup, outcome, data_config), flush=True)
+    print(closing(setup, outcome), flush=True)
     return {"status": status, **outcome}
 
 
@@ -410,18 +411,18 @@ def plan(setup: Setup, shared: str) -> str:
     return "\n  ".join(lines)
 
 
-def closing(setup: Setup, outcome: dict[str, Any], data_config: data.DataConfig) -> str:
+def closing(setup: Setup, outcome: dict[str, Any]) -> str:
     """What came out, for the screen: the figures, some sampled text, the next command."""
-    config, corpus, model = setup.config, setup.corpus, setup.bare.eval()
-    finished = Run(Path(config.out), data_config, model.config, asdict(config), model, corpus.tokenizer)
-    prompt = " ".join(corpus.decode(corpus.tokens("validation")[:64].tolist()).split()[1:7])  # the first may be cut
-    tokens = min(80, max(1, model.config.seq_len - 16))
-    text, _ = continuation(finished, prompt, tokens, temperature=0.8, seed=config.seed)
+    config, corpus, room = setup.config, setup.corpus, setup.bare.config.seq_len
+    opening = " ".join(corpus.decode(corpus.tokens("validation")[:64].tolist()).split()[1:7])  # the first may be cut
+    prompt = corpus.encode(opening)[: max(1, room // 2)] or [corpus.end_of_text]
+    drawn = sample(setup.bare.eval(), prompt, min(80, max(1, room // 2)), temperature=0.8, seed=config.seed)
+    text = corpus.decode([*prompt, *takewhile(lambda token: token != corpus.end_of_text, drawn)])
     return (
         f"\n{config.name}: validation loss {outcome['val_loss']:.4f} ({outcome['bits_per_byte']:.4f} bits per byte), "
         f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, "
         f"{outcome['tokens_per_second']:,.0f} tokens a second\n"
-        f"\nA sample, going on from {prompt!r}:\n{text}\n\n"
+        f"\nA sample, going on from {corpus.decode(prompt)!r}:\n{text}\n\n"
         f'Next: python generate.py {config.out} --prompt "In the beginning" --tokens 200'
     )
 

@@ -555,6 +555,7 @@ def test_an_offline_run_leaves_its_curves_in_the_run_folder(small, tmp_path, at_
     before = set(Path().glob("wandb/*"))
     folder, outcome = wandb_run(small, tmp_path, at_the_shell)
     assert outcome.code == 0
+    assert "W&B" not in outcome.err, outcome.err
     (curves,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert b"val/bits_per_byte" in curves.read_bytes()
     assert set(Path().glob("wandb/*")) == before
