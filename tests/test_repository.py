@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_repository.py
 """
 
+import importlib.util
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ import yaml
 
 import compare
 import data
+import evaluate
 import generate
 import train
 from cli import BadInput
@@ -28,7 +30,13 @@ from positions import SCHEMES
 
 REPOSITORY = Path(train.__file__).parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-MAIN = {"train.py": train.main, "compare.py": compare.main, "generate.py": generate.main}
+MAIN = {
+    "train.py": train.main,
+    "compare.py": compare.main,
+    "generate.py": generate.main,
+    "evaluate.py": evaluate.main,
+}
+ON_RUNS = {"generate.py", "evaluate.py"}  # scripts that work on a finished run
 
 
 # ---- config files ----------------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ python = 3
 
 
 def test_the_readme_has_commands():
-    assert {"train.py", "compare.py", "generate.py"} <= {words[0] for words in PYTHON}
+    assert set(MAIN) <= {words[0] for words in PYTHON}
     assert ["make", "compare"] in COMMANDS
     assert ["make", "test"] in COMMANDS
 
@@ -183,11 +191,12 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", stop)
         patch.setattr(generate, "load_run", stop)
+        patch.setattr(evaluate, "load_run", stop)
         patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
         patch.setattr(train, "bf16_is_native", lambda device: True)
         with pytest.raises(Reached) as reached:
             MAIN[words[0]](words[1:])
-    return None if words[0] == "generate.py" else reached.value.args[0]
+    return None if words[0] in ON_RUNS else reached.value.args[0]
 
 
 def provide(folder: Path, config: data.DataConfig, text: str, run: Path) -> None:
@@ -229,7 +238,9 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
         scheme = next((scheme for scheme in SCHEMES if any(scheme in Path(word).parts for word in words)), "rope")
         argv = [str(finished(scheme)) if word.startswith("runs/") else word for word in words[1:]]
         argv += ["--prompt", "in"] if scheme == "learned" else []
-        outcome = at_the_shell(generate.main, [*argv, "--tokens", "5"])
+        evaluating = ["--lengths", "16", "32", "--out", str(folder / "out.json"), "--picture", str(folder / "out.png")]
+        argv += ["--tokens", "5"] if words[0] == "generate.py" else evaluating
+        outcome = at_the_shell(MAIN[words[0]], argv)
     elif {"cuda", "mps", "online"} & set(words) or is_on_the_hub(config):
         return "read"
     else:
@@ -279,3 +290,36 @@ def test_the_check_of_readme_commands_notices_a_wrong_one(
 ):
     with pytest.raises(BadInput):
         check_command(shlex.split(command), tmp_path, small, finished, text, monkeypatch, at_the_shell)
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def result_script(name: str):
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "results" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_figures_in_the_readme_are_those_of_the_committed_results():
+    publish = result_script("publish")
+    summary = json.loads((REPOSITORY / "results" / "compare.json").read_text())
+    begin, end = publish.MARKS
+    stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
+    assert stated == publish.section(summary)
+
+
+def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():
+    sweep = result_script("sweep")
+    rates, amplitudes = (
+        json.loads((REPOSITORY / "results" / f"{name}.json").read_text())
+        for name in ("learning_rate", "sinusoidal_amplitude")
+    )
+    assert (REPOSITORY / "results" / "SWEEPS.md").read_text() == sweep.page(rates, amplitudes)
+    assert all(len({r["learning_rate"] for r in rates["runs"] if r["scheme"] == s}) >= 3 for s in rates["best"])
+
+
+def test_no_committed_result_names_a_place_on_the_machine_it_was_made_on():
+    for path in (REPOSITORY / "results").glob("*.json"):
+        assert not re.search(r'"/(?:home|root|tmp|work|Users)/', path.read_text()), path.name
