@@ -131,14 +131,22 @@ class Corpus:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Training windows of one optimiser step, over all processes: a pure function of (seed, step).
 
-        Windows start anywhere in the training split, drawn by a counter-based generator keyed by both numbers, so no
-        batch depends on which were drawn before it.
+        An epoch cuts the training split into windows side by side, beginning at a place of its own, and reads them in
+        an order of its own: every window once before any comes again. Both are drawn by functions keyed by
+        (seed, epoch), so no batch depends on which were drawn before it, and nothing is kept between batches.
 
         Returns:
             inputs and targets, (batch_size, seq_len) int64 each; targets are the inputs one token later.
         """
-        draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, step], np.uint64)))
-        starts = draw.integers(len(self._tokens["train"]) - self.seq_len, size=self.batch_size)  # (B,)
+        n_tokens = len(self._tokens["train"])
+        per_epoch = max(1, (n_tokens - 1) // self.seq_len - 1)  # one fewer than fit, so that there is room to begin in
+        spare = n_tokens - 1 - per_epoch * self.seq_len
+        starts = np.empty(self.batch_size, np.int64)
+        for row in range(self.batch_size):
+            epoch, turn = divmod(step * self.batch_size + row, per_epoch)
+            draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
+            begin, *keys = draw.integers(2**32, size=5).tolist()
+            starts[row] = begin % (spare + 1) + shuffled(turn, per_epoch, keys) * self.seq_len
         return self._gather("train", starts, self.seq_len)
 
     def windows(
@@ -219,6 +227,30 @@ class Corpus:
         inputs = block.masked_fill(beyond, self.padding)[:, :-1].contiguous()
         targets = block.masked_fill(beyond, -100)[:, 1:].contiguous()
         return inputs, targets
+
+
+def shuffled(place: int, n: int, keys: Sequence[int]) -> int:
+    """Which of 0 .. n-1 comes at this place of a shuffled order: a permutation of them that is never written down.
+
+    A Feistel network (Luby and Rackoff 1988) is a permutation of the numbers of 2 * half bits whatever its rounds mix
+    in: one half changes by a function of the other, which is still there to undo it. A number past the end is sent
+    through again until it falls inside, which keeps it a permutation (cycle walking).
+
+    Args:
+        place: 0 .. n-1.
+        n: how many there are.
+        keys: one number a round, below 2^32.
+    """
+    half = (max(n - 1, 1).bit_length() + 1) // 2
+    while True:
+        left, right = place >> half, place & (1 << half) - 1
+        for key in keys:
+            mixed = (right + 1) * 0x9E3779B97F4A7C15 ^ key * 0xD1B54A32D192ED03
+            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+            left, right = right, left ^ mixed >> 64 - half
+        place = left << half | right
+        if place < n:
+            return place
 
 
 def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> Corpus:

@@ -112,8 +112,10 @@ def target_nats(
 ) -> Tensor:
     """Cross-entropy of every target, nats, (B, T) float64; 0 where it is -100. Only scored logits are kept."""
     nats = torch.zeros(targets.shape, dtype=torch.float64)
+    columns = (targets != -100).any(0).nonzero()  # (N, 1), the places where any row is scored
+    first = int(columns[0]) if len(columns) else targets.shape[1] - 1
     with autocast():
-        for part, logits in in_chunks(model, inputs.to(device)):
+        for part, logits in in_chunks(model, inputs.to(device), first):
             here = targets[:, part]  # (B, t)
             scored = here != -100
             kept = logits[scored.to(device)].float()  # (N, V)
@@ -122,20 +124,30 @@ def target_nats(
     return nats
 
 
-def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
     """A full pass in chunks of the time axis: slices of T, and the logits there, (B, <= CHUNK, V).
 
     Where frequencies at this length are not those of its beginning (dynamic, longrope), earlier keys would have been
     turned by others. Such a scheme has no bias, so one pass over everything is exact and small enough.
+
+    Args:
+        model: tokens (B, T) to logits (B, T, V).
+        tokens: (B, T).
+        first: logits before this place are not wanted: the last block and the head leave them out.
     """
     T = tokens.shape[1]
-    if T <= CHUNK or not isinstance(model, Transformer) or model.position.changes(1, torch.arange(T)):
+    if not isinstance(model, Transformer):  # a compiled one: another shape would be compiled anew
         yield slice(0, T), model(tokens)
-        return
-    cache = model.new_cache(*tokens.shape)
-    for start in range(0, T, CHUNK):
-        part = slice(start, min(start + CHUNK, T))
-        yield part, model(tokens[:, part], cache=cache)
+    elif T <= CHUNK or model.position.changes(1, torch.arange(T)):
+        yield slice(first, T), model(tokens, last=T - first)
+    else:
+        cache = model.new_cache(*tokens.shape)
+        for start in range(0, T, CHUNK):
+            end = min(start + CHUNK, T)
+            wanted = max(1, end - max(start, first))
+            logits = model(tokens[:, start:end], cache=cache, last=wanted)
+            if end > first:
+                yield slice(end - wanted, end), logits
 
 
 def in_parts(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

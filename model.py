@@ -16,7 +16,7 @@ their scheme start from bit-identical shared weights:
 import difflib
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -125,8 +125,8 @@ class Attention(nn.Module):
         if scene.cache is not None:
             k, v = scene.cache.extend(layer, k, v)  # (B, Hkv, Tk, D): all so far
         attend = explicit_attention if scene.explicit else fused_attention
-        y = attend(q, k, v, scene.mask)  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        y = attend(q[:, :, -scene.wanted :], k, v, scene.mask)  # (B, H, wanted, D)
+        return self.out(y.transpose(1, 2).reshape(B, -1, C))
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, scene: "Scene", layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), scene, layer)
+        x = x[:, -scene.wanted :] + self.attention(self.attention_norm(x), scene, layer)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -187,9 +187,10 @@ class Scene:
 
     position: Position
     positions: Tensor  # (T,)
-    mask: Tensor | None  # (T, Tk) or (H, T, Tk), added to the scores; None: plainly causal
+    mask: Tensor | None  # (wanted, Tk) or (H, wanted, Tk), added to the scores; None: plainly causal
     explicit: bool
     cache: "Cache | None"
+    wanted: int  # the block's outputs: T, or fewer in the last one
 
 
 class Cache:
@@ -276,20 +277,23 @@ class Transformer(nn.Module):
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
             parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None, last: int | None = None
+    ) -> Tensor:
         """Logits for the token after each token.
 
         Args:
             tokens: (B, T), integers.
             positions: where these tokens stand, absolute, (T,); 0 .. T-1, or on from the cache, if not given.
             cache: what was computed for earlier tokens; these are added to it.
+            last: logits of this many last tokens only, which spares the others the last block and the head.
 
         Returns:
-            (B, T, V).
+            (B, T, V), or (B, last, V).
 
         Raises:
             PastTheEnd: if learned positions are asked past their end.
-            ValueError: if the cache has no room.
+            ValueError: if the cache has no room, or `last` is not between 1 and T.
         """
         T = tokens.shape[1]
         plain = positions is None and cache is None  # key i stands at position i, and query i too
@@ -299,16 +303,22 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and positions {tuple(positions.shape)} are not (B, T) and (T,)"
             )
+        wanted = T if last is None else last
+        if not 1 <= wanted <= T:
+            raise ValueError(f"last {last} must be between 1 and the {T} tokens there are")
         # Embedding comes before the cache takes anything in: a refused position leaves it as it was.
         x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C)
         k_positions = positions if cache is None else cache.append(tokens, positions)  # (Tk,)
         if cache is not None and cache.start and self.position.changes(cache.start, k_positions):
             # Deeper layers hold states computed under the old frequencies: only a full pass is exact.
-            return self(*cache.clear(), cache)[:, -T:]
+            return self(*cache.clear(), cache, last=wanted)
         explicit = self.explicit(k_positions)
         mask = self.mask(positions, k_positions, optional=plain and not explicit)
-        scene = Scene(self.position, positions, mask, explicit, cache)
+        scene = Scene(self.position, positions, mask, explicit, cache, T)
         for layer, block in enumerate(self.blocks):
+            if wanted < T and layer == len(self.blocks) - 1:
+                mask = self.mask(positions, k_positions, optional=False) if mask is None else mask
+                scene = replace(scene, mask=mask[..., -wanted:, :], wanted=wanted)
             x = block(x, scene, layer)
         return F.linear(self.norm(x), (self.head or self.embedding).weight)
 

@@ -290,7 +290,14 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     cos, sin = cos.to(wide), sin.to(wide)
     rotated, rest = x[..., :width].to(wide), x[..., width:]
-    if layout == "interleaved":
+    if layout == "interleaved" and not torch.compiler.is_compiling():
+        # Neighbours are already a complex number in memory, and this is eq. 12 as it stands: x e^{i m theta}. In one
+        # pass over memory, it is several times faster than the two lines below.
+        if any(stride % 2 for stride in rotated.stride()[:-1]) or rotated.stride(-1) != 1 or x.storage_offset() % 2:
+            rotated = rotated.contiguous()  # else a pair does not start at an even place, as a complex number must
+        turned = torch.view_as_complex(rotated.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)  # (B, H, T, D_rot/2)
+        turned = torch.view_as_real(turned).flatten(-2)  # (B, H, T, D_rot)
+    elif layout == "interleaved":  # the compiler fuses real arithmetic alone
         a, b = rotated.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D_rot/2) each
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # (B, H, T, D_rot)
     else:

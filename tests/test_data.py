@@ -106,6 +106,53 @@ def test_every_window_of_the_training_split_can_be_drawn(tmp_path):
     assert targets[:, -1].max() == corpus.tokens("train")[-1]
 
 
+def windows_of_an_epoch(corpus: data.Corpus, epoch: int) -> tuple[list[int], int]:
+    """Where in the training split an epoch's windows start, in the order read, and how many there are."""
+    train, rows = corpus.tokens("train"), corpus.batch_size
+    count = (len(train) - 1) // corpus.seq_len - 1
+    places = {tuple(row): i for i, row in enumerate(np.lib.stride_tricks.sliding_window_view(train, 40).tolist())}
+    first, end = epoch * count, (epoch + 1) * count
+    starts = []
+    for step in range(first // rows, -(-end // rows)):
+        inputs, targets = corpus.batch(step)
+        for row, (x, y) in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+            if first <= step * rows + row < end:
+                starts.append(places[(*x, y[-1])[:40]])
+    return starts, count
+
+
+def test_an_epoch_reads_every_window_once_in_another_order_and_from_another_beginning(corpus):
+    longer = data.Corpus(corpus.name, Path(corpus.tokens("train").filename).parent, 0, 5, 48)
+    orders = []
+    for epoch in range(3):
+        starts, count = windows_of_an_epoch(longer, epoch)
+        assert len(starts) == count > 20
+        assert set(np.diff(sorted(starts)).tolist()) == {48}  # side by side: none twice, none left out between
+        assert starts != sorted(starts)
+        orders.append(starts)
+    assert len({min(starts) for starts in orders}) > 1
+    assert len({tuple(np.argsort(starts)) for starts in orders}) == 3
+
+
+@pytest.mark.parametrize("n", [*range(1, 20), 64, 1000, 4097])
+def test_a_shuffled_order_holds_every_number_once(n):
+    orders = [[data.shuffled(place, n, keys) for place in range(n)] for keys in ([1, 2, 3, 4], [4, 3, 2, 1])]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    if n > 20:
+        assert orders[0] != orders[1]
+        assert abs(np.corrcoef(orders[0], range(n))[0, 1]) < 4 / n**0.5  # four standard deviations of a random order's
+        assert abs(np.corrcoef(orders[0][1:], orders[0][:-1])[0, 1]) < 4 / n**0.5
+
+
+def test_a_training_split_of_a_single_window_can_be_read_for_ever(tmp_path):
+    corpus = load(tmp_path, write(tmp_path / "a.txt", "abcdefghij" * 40), tokenizer="bytes", seq_len=16, batch_size=3)
+    corpus._tokens["train"] = corpus.tokens("train")[:17]
+    for step in (0, 1, 7):
+        assert torch.equal(
+            corpus.batch(step)[0], torch.from_numpy(corpus.tokens("train")[:16].astype(np.int64)).expand(3, 16)
+        )
+
+
 # ---- evaluation windows ----------------------------------------------------------------------------------------------
 
 

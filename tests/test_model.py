@@ -232,6 +232,32 @@ def test_cached_equals_full_for_every_scaling_across_the_trained_length(rope: Ro
         assert_close(ours, logits_of(model, tokens[:, :start])[:, -length:], atol=1e-5)
 
 
+@every_scheme
+@pytest.mark.parametrize("attention", ["explicit", "fused"])
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_the_last_logits_alone_are_the_last_of_all(position: str, attention: str, n_layer: int) -> None:
+    model, tokens = build(position, attention=attention, n_layer=n_layer, n_kv_head=2), some_tokens()
+    full = logits_of(model, tokens)
+    with torch.no_grad():
+        for last in (1, 5, T):
+            assert_close(model(tokens, last=last), full[:, -last:], atol=1e-5)
+        cache = model.new_cache(2, T)
+        model(tokens[:, :10], cache=cache, last=1)  # the cache takes in all ten
+        assert_close(model(tokens[:, 10:], cache=cache, last=3), full[:, -3:], atol=1e-5)
+        for last in (0, T + 1):
+            with pytest.raises(ValueError, match=f"last {last} must be between 1 and the {T} tokens"):
+                model(tokens, last=last)
+
+
+def test_the_last_logits_spare_the_other_tokens_the_head_and_the_last_mlp() -> None:
+    model, seen = build(n_layer=2), []
+    for part in (model.blocks[0].mlp, model.blocks[1].mlp, model.norm):
+        part.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        model(some_tokens(), last=3)
+    assert seen == [T, 3, 3]
+
+
 def test_learned_positions_end_at_the_table_with_a_cache_and_without() -> None:
     model, tokens = build("learned"), some_tokens(L + 1)
     with pytest.raises(PastTheEnd, match=f"end at {L}"):

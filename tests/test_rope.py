@@ -170,11 +170,30 @@ def test_layouts_agree_after_the_permutation(d_rot: int) -> None:
     interleaved = [rotate(x, POSITIONS, theta, "interleaved") for x in (q, k)]
     half_split = [rotate(x[..., order], POSITIONS, theta, "half-split") for x in (q, k)]
     for ours, theirs in zip(half_split, interleaved, strict=True):
-        assert torch.equal(ours, theirs[..., order])
+        close(ours, theirs[..., order], atol=1e-14)  # products may be rounded once or twice: see `turn`
     scores = [q_m @ k_n.transpose(-1, -2) for q_m, k_n in (interleaved, half_split)]
     close(*scores, atol=1e-12)
     wrong = rotate(q, POSITIONS, theta, "half-split")  # weights of one layout run with the other: fluent nonsense
     assert not torch.allclose(wrong, interleaved[0])
+
+
+@pytest.mark.parametrize("width", [D, 6])
+def test_the_compilers_real_form_of_the_rotation_equals_the_complex_one(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, theta = normal(2, 3, len(POSITIONS), D), plain_theta(width)
+    complex_form = rotate(x, POSITIONS, theta)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch, "view_as_complex", None)  # it would fail if it were still called
+    close(rotate(x, POSITIONS, theta), complex_form, atol=1e-14)
+
+
+def test_rotation_takes_features_that_lie_anywhere_in_memory() -> None:
+    wide = normal(2, 3, len(POSITIONS), 2 * D + 1)  # rows of odd length, so that pairs start at odd places
+    for x in (wide[..., :D], wide[..., 1 : D + 1], wide[..., : 2 * D : 2], wide.transpose(1, 2)[:, :9, :3, :D]):
+        positions = POSITIONS[: x.shape[2]]
+        for width in (D, 6):
+            close(rotate(x, positions, plain_theta(width)), rotate(x.clone(), positions, plain_theta(width)), atol=1e-14)
 
 
 def test_eq34_elementwise_form() -> None:
