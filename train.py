@@ -44,7 +44,8 @@ class RunConfig:
         micro_batch_size: rows that go through the model at once; if not given, on a CPU as many as hold 2,048 tokens,
             elsewhere all.
         learning_rate: AdamW's, at its height.
-        final_rate: what the cosine ends at, a fraction of learning_rate.
+        schedule: how the rate falls after the warm-up, linear or cosine.
+        final_rate: what it falls to, a fraction of learning_rate.
         warmup: the part of all steps in which the rate climbs, a fraction.
         weight_decay: AdamW's, on matrices and tables alone.
         beta1: AdamW's, of the mean gradient.
@@ -67,6 +68,7 @@ class RunConfig:
     batch_size: int = 4
     micro_batch_size: int | None = None
     learning_rate: float = 3e-3
+    schedule: Literal["linear", "cosine"] = "linear"
     final_rate: float = 0.0
     warmup: float = 0.1
     weight_decay: float = 0.1
@@ -196,12 +198,16 @@ def make_optimizer(model: nn.Module, config: RunConfig, device: torch.device) ->
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
-    """The rate of step 0 .. steps - 1: a linear climb, then half a cosine down to final_rate of the height."""
+    """The rate of step 0 .. steps - 1: a linear climb, then a line, or half a cosine, down to final_rate of the height.
+
+    On short runs the line did better: 0.016 bits per byte after 1.3M tokens (results/NOTES.md).
+    """
     climb = max(1, round(config.warmup * config.steps))
     if step < climb:
         return config.learning_rate * (step + 1) / climb
     done = (step - climb) / max(1, config.steps - climb)  # 0 .. 1
-    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * done)) / 2)
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2  # 1 .. 0
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * left)
 
 
 def gradients(
