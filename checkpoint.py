@@ -4,6 +4,7 @@ runs/<name>/config.yaml         what was asked, complete
            /metrics.jsonl       one line an event: step, split, loss, bits_per_byte, ...
            /model.safetensors   weights after the last step, no metadata: its hash is the run's identity
            /tokenizer.json      readable by the tokenizers library
+           /longrope.yaml       learned factors (rope.learn_factors) as longrope's lists, a file for --config
            /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
            /lengths.json        loss by length of context, where compare.py measured it
            /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
@@ -12,6 +13,7 @@ runs/<name>/config.yaml         what was asked, complete
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -30,11 +32,12 @@ from tokenizers import Tokenizer
 from cli import BadInput
 from data import DataConfig, load_tokenizer
 from model import ModelConfig, Transformer
+from positions import extend_table
 from rope import RopeConfig
 
 FILES = (
     *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("evaluate.png", "wandb"),
+    *("longrope.yaml", "evaluate.png", "wandb"),
 )
 
 
@@ -89,9 +92,13 @@ class RunFolder:
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        """Write the weights and the tokenizer."""
+        """Write the weights and the tokenizer, and what rope's factors came to where they were learned."""
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        if model.config.position == "rope" and model.config.rope.learn_factors:
+            rope = asdict(model.position.as_longrope(model.config.seq_len))
+            rope = {name: value for name, value in rope.items() if value is not None}
+            write_whole(self.path / "longrope.yaml", yaml.safe_dump({"model": {"rope": rope}}, sort_keys=False))
         write_whole(self.path / "model.safetensors", save(weights))
 
 
@@ -172,6 +179,83 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
+
+
+def load_start(path: str | Path) -> Run:
+    """Load the run that another one is to start from.
+
+    Raises:
+        BadInput: as `load_run`, naming the flag.
+    """
+    try:
+        return load_run(path)
+    except BadInput as error:
+        raise BadInput(f"--run.init_from {error}") from error
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash of a run's weights, its identity."""
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learned: str | None) -> None:
+    """Put a finished run's weights into a new model, whose length and rotation may be others.
+
+    Args:
+        old: the finished run.
+        model: the new one, at its first values.
+        tokenizer: the one the new run's text was prepared with.
+        extend_learned: how learned positions grow: see `positions.extend_table`.
+
+    Raises:
+        BadInput: where the weights would not fit, or would mean something else.
+    """
+    here = f"--run.init_from {old.path}"
+    before, after = asdict(old.model_config), asdict(model.config)
+    must_stay = [(f"model.{name}", before[name], after[name]) for name in before if name not in MAY_CHANGE]
+    if old.model_config.position == "rope":
+        must_stay.append(("model.rope.layout", before["rope"]["layout"], after["rope"]["layout"]))
+    for name, was, now in must_stay:
+        if was != now:
+            raise BadInput(f"--{name} {now} cannot be: the weights of {here} were trained with {was}; leave it out")
+    if tokenizer.to_str() != old.tokenizer.to_str():
+        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
+        raise BadInput(
+            f"--data.tokenizer gives another tokenizer ({ours} entries) than {here} was trained with ({theirs}): "
+            f"use --data.tokenizer {old.path / 'tokenizer.json'}"
+        )
+
+    weights, scheme = old.model.state_dict(), model.config.position
+    if extend_learned and scheme != "learned":
+        raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
+    if scheme == "learned":
+        table, fresh = weights["position.table"], model.position.table.detach()
+        if len(fresh) > len(table) and not extend_learned:
+            raise BadInput(
+                f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}, which end at "
+                f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
+            )
+        weights["position.table"] = extend_table(table, fresh, extend_learned)
+    if scheme == "rope":
+        learned = weights.pop("position.log_factor", None)
+        if model.position.log_factor is not None:
+            mine = model.position.log_factor.detach()
+            learned = mine if learned is None else learned
+            if len(learned) != len(mine):
+                raise BadInput(
+                    f"--model.rope.fraction {model.config.rope.fraction:g} rotates {len(mine)} pairs, and {here} has "
+                    f"learned factors for {len(learned)}: leave it out"
+                )
+            weights["position.log_factor"] = learned
+        elif learned is not None and model.config.rope.scaling != "longrope":
+            raise BadInput(
+                f"--model.rope.learn_factors false would drop the factors that {here} has learned: leave it out, or "
+                f"take them as lists, --config {old.path / 'longrope.yaml'}"
+            )
+    model.load_state_dict(weights)
+
+
+MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
 
 
 class Curves:
