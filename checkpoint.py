@@ -193,9 +193,26 @@ def load_start(path: str | Path) -> Run:
         raise BadInput(f"--run.init_from {error}") from error
 
 
+MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
+
+
 def weights_sha256(path: Path) -> str:
     """The hash of a run's weights, its identity."""
     return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
+    """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
+    before = asdict(old.model_config)
+    kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
+    if before["position"] == "rope":
+        kept.append(("rope.layout", before["rope"]["layout"], model["rope"]["layout"]))
+    for name, was, now in kept:
+        if was != now:
+            raise BadInput(
+                f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}, which were trained with "
+                f"{was}: leave it out"
+            )
 
 
 def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learned: str | None) -> None:
@@ -211,13 +228,7 @@ def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learne
         BadInput: where the weights would not fit, or would mean something else.
     """
     here = f"--run.init_from {old.path}"
-    before, after = asdict(old.model_config), asdict(model.config)
-    must_stay = [(f"model.{name}", before[name], after[name]) for name in before if name not in MAY_CHANGE]
-    if old.model_config.position == "rope":
-        must_stay.append(("model.rope.layout", before["rope"]["layout"], after["rope"]["layout"]))
-    for name, was, now in must_stay:
-        if was != now:
-            raise BadInput(f"--{name} {now} cannot be: the weights of {here} were trained with {was}; leave it out")
+    refuse_other_shape(old, asdict(model.config))
     if tokenizer.to_str() != old.tokenizer.to_str():
         ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
         raise BadInput(
@@ -253,9 +264,6 @@ def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learne
                 f"take them as lists, --config {old.path / 'longrope.yaml'}"
             )
     model.load_state_dict(weights)
-
-
-MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
 
 
 class Curves:

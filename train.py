@@ -27,7 +27,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import Curves, Run, RunFolder, load_start, refuse_taken, start_from, versions, weights_sha256
+from checkpoint import (
+    Curves,
+    Run,
+    RunFolder,
+    load_start,
+    refuse_other_shape,
+    refuse_taken,
+    start_from,
+    versions,
+    weights_sha256,
+)
 from cli import BadInput, ConfigFile, Parser, RunFailed, run
 from evaluate import Autocast, Score, score
 from generate import sample
@@ -158,6 +168,13 @@ def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig,
     if old:
         parser.set_defaults(under(old, given))
     asked = parser.parse_args(argv)
+    if old:  # before the sections are made, whose own complaints would hide what is wrong
+        unset = {name: value for name, value in asdict(old.model_config).items() if asked.model[name] is None}
+        refuse_other_shape(old, vars(asked.model) | unset)
+        factor = asked.model.rope.factor
+        if factor and asked.model.seq_len > old.model_config.seq_len and not given.get("model.rope.factor"):
+            text = f"--model.rope.factor {factor:g} is the old run's, for {old.model_config.seq_len} tokens"
+            warnings.warn(f"{text}, and --model.seq_len is {asked.model.seq_len}: give one", stacklevel=2)
     try:
         made = parser.instantiate(asked)
     except ValueError as error:
@@ -182,7 +199,11 @@ def under(old: Run, given: Any) -> dict[str, Any]:
     if old.model_config.position == "rope" and rope["original_length"] is None:
         rope["original_length"] = old.model_config.seq_len
     values |= {f"model.rope.{name}": value for name, value in rope.items()}
-    values |= {f"run.{name}": old.settings[name] for name in KEPT_IN_TUNING}
+    try:
+        settings = RunConfig(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
+    values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
     text = ("corpus", "subset", "split", "column", "max_bytes")
     if old.data.tokenizer == "bpe" and any(
         given.get(f"data.{n}", values[f"data.{n}"]) != values[f"data.{n}"] for n in text
