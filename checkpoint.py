@@ -215,13 +215,22 @@ def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
             )
 
 
-def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learned: str | None) -> None:
+def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
+    """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
+    if tokenizer.to_str() != old.tokenizer.to_str():
+        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
+        raise BadInput(
+            f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path} was trained "
+            f"with ({theirs}): use --data.tokenizer {old.path / 'tokenizer.json'}"
+        )
+
+
+def start_from(old: Run, model: Transformer, extend_learned: str | None) -> None:
     """Put a finished run's weights into a new model, whose length and rotation may be others.
 
     Args:
         old: the finished run.
         model: the new one, at its first values.
-        tokenizer: the one the new run's text was prepared with.
         extend_learned: how learned positions grow: see `positions.extend_table`.
 
     Raises:
@@ -229,13 +238,6 @@ def start_from(old: Run, model: Transformer, tokenizer: Tokenizer, extend_learne
     """
     here = f"--run.init_from {old.path}"
     refuse_other_shape(old, asdict(model.config))
-    if tokenizer.to_str() != old.tokenizer.to_str():
-        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
-        raise BadInput(
-            f"--data.tokenizer gives another tokenizer ({ours} entries) than {here} was trained with ({theirs}): "
-            f"use --data.tokenizer {old.path / 'tokenizer.json'}"
-        )
-
     weights, scheme = old.model.state_dict(), model.config.position
     if extend_learned and scheme != "learned":
         raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")

@@ -33,6 +33,7 @@ from checkpoint import (
     RunFolder,
     load_start,
     refuse_other_shape,
+    refuse_other_tokenizer,
     refuse_taken,
     start_from,
     versions,
@@ -363,12 +364,14 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
     device = pick_device(config.device)
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
+    if old:
+        refuse_other_tokenizer(old, corpus.tokenizer)
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
     bare = Transformer(model_config, config.seed)
     if old:
-        start_from(old, bare, corpus.tokenizer, config.extend_learned)
+        start_from(old, bare, config.extend_learned)
     bare.to(device)
     model = torch.compile(bare) if config.compile else bare
     setup = Setup(config, bare, model, corpus, device, precision, autocast, rows)
