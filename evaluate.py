@@ -18,7 +18,8 @@ per token, counted in one of these ways:
 Beside every loss stands what merely cropping gives, so that a gain from length can be told from bare survival: the run
 as it was trained, without the scaling, scores the same targets from at most the last trained-length tokens of the same
 window. Where a window holds more targets than one, those windows slide by the stride too, and a target late in a window
-sees between trained length - stride + 1 and trained length tokens.
+sees between trained length - stride + 1 and trained length tokens. The trained length of a tuned run is the one it was
+tuned at; against cropping the run it came from, compare with that run's own figures at the same lengths.
 """
 
 import json
