@@ -4,6 +4,7 @@ runs/<name>/config.yaml         what was asked, complete
            /metrics.jsonl       one line an event: step, split, loss, bits_per_byte, ...
            /model.safetensors   weights after the last step, no metadata: its hash is the run's identity
            /tokenizer.json      readable by the tokenizers library
+           /longrope.yaml       learned factors (rope.learn_factors) as longrope's lists, a file for --config
            /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
            /lengths.json        loss by length of context, where compare.py measured it
            /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
@@ -12,6 +13,7 @@ runs/<name>/config.yaml         what was asked, complete
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -30,11 +32,12 @@ from tokenizers import Tokenizer
 from cli import BadInput
 from data import DataConfig, load_tokenizer
 from model import ModelConfig, Transformer
+from positions import extend_table
 from rope import RopeConfig
 
 FILES = (
     *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("evaluate.png", "wandb"),
+    *("longrope.yaml", "evaluate.png", "wandb"),
 )
 
 
@@ -89,9 +92,13 @@ class RunFolder:
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        """Write the weights and the tokenizer."""
+        """Write the weights and the tokenizer, and what rope's factors came to where they were learned."""
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        if model.config.position == "rope" and model.config.rope.learn_factors:
+            rope = asdict(model.position.as_longrope(model.config.seq_len))
+            rope = {name: value for name, value in rope.items() if value is not None}
+            write_whole(self.path / "longrope.yaml", yaml.safe_dump({"model": {"rope": rope}}, sort_keys=False))
         write_whole(self.path / "model.safetensors", save(weights))
 
 
@@ -172,6 +179,93 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
+
+
+def load_start(path: str | Path) -> Run:
+    """Load the run that another one is to start from.
+
+    Raises:
+        BadInput: as `load_run`, naming the flag.
+    """
+    try:
+        return load_run(path)
+    except BadInput as error:
+        raise BadInput(f"--run.init_from {error}") from error
+
+
+MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash of a run's weights, its identity."""
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
+    """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
+    before = asdict(old.model_config)
+    kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
+    if before["position"] == "rope":
+        kept.append(("rope.layout", before["rope"]["layout"], model["rope"]["layout"]))
+    for name, was, now in kept:
+        if was != now:
+            raise BadInput(
+                f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}, which were trained with "
+                f"{was}: leave it out"
+            )
+
+
+def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
+    """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
+    if tokenizer.to_str() != old.tokenizer.to_str():
+        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
+        raise BadInput(
+            f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path} was trained "
+            f"with ({theirs}): use --data.tokenizer {old.path / 'tokenizer.json'}"
+        )
+
+
+def start_from(old: Run, model: Transformer, extend_learned: str | None) -> None:
+    """Put a finished run's weights into a new model, whose length and rotation may be others.
+
+    Args:
+        old: the finished run.
+        model: the new one, at its first values.
+        extend_learned: how learned positions grow: see `positions.extend_table`.
+
+    Raises:
+        BadInput: where the weights would not fit, or would mean something else.
+    """
+    here = f"--run.init_from {old.path}"
+    refuse_other_shape(old, asdict(model.config))
+    weights, scheme = old.model.state_dict(), model.config.position
+    if extend_learned and scheme != "learned":
+        raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
+    if scheme == "learned":
+        table, fresh = weights["position.table"], model.position.table.detach()
+        if len(fresh) > len(table) and not extend_learned:
+            raise BadInput(
+                f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}, which end at "
+                f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
+            )
+        weights["position.table"] = extend_table(table, fresh, extend_learned)
+    if scheme == "rope":
+        learned = weights.pop("position.log_factor", None)
+        if model.position.log_factor is not None:
+            mine = model.position.log_factor.detach()
+            learned = mine if learned is None else learned
+            if len(learned) != len(mine):
+                raise BadInput(
+                    f"--model.rope.fraction {model.config.rope.fraction:g} rotates {len(mine)} pairs, and {here} has "
+                    f"learned factors for {len(learned)}: leave it out"
+                )
+            weights["position.log_factor"] = learned
+        elif learned is not None and model.config.rope.scaling != "longrope":
+            raise BadInput(
+                f"--model.rope.learn_factors false would drop the factors that {here} has learned: leave it out, or "
+                f"take them as lists, --config {old.path / 'longrope.yaml'}"
+            )
+    model.load_state_dict(weights)
 
 
 class Curves:

@@ -32,6 +32,7 @@ from cli import BadInput, RunFailed, nearest, run
 from evaluate import loss_by_length
 from model import ModelConfig
 from positions import SCHEMES
+from rope import RopeConfig
 
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
     "none": ("#999999", (0, (1, 1)), "x"),
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help="context lengths to score, in trained lengths",
     )
     parser.set_defaults({"model.position": "none"})  # fits any shape; the schemes' own demands are checked below
+    if start := train.explicit(argv, parser).get("run.init_from"):
+        raise BadInput(f"--run.init_from {start}: the weights of one run fit one scheme; tune it with train.py")
     asked, data_config, model_config, run_config = train.parse(argv, parser)
     if not asked.out:
         raise BadInput("--out '' must name a folder")
@@ -179,12 +182,17 @@ def is_finished(job: Job) -> bool:
         for name, value in asdict(config).items():
             if name in HARMLESS or (name == "vocab_size" and value is None):
                 continue
-            if there.get(section, {}).get(name) != value:
+            if complete(name, there.get(section, {}).get(name)) != value:
                 raise BadInput(
                     f"--out {job.folder.parent}: the run {job.name} there has {section}.{name} "
                     f"{there.get(section, {}).get(name)}, not {value}: choose another --out, or --run.overwrite true"
                 )
     return list(read_lengths(job)) == [str(length) for length in job.lengths]
+
+
+def complete(name: str, value: Any) -> Any:
+    """A recorded value; rope's options with those that came later than the record, at their defaults."""
+    return asdict(RopeConfig(**value)) if name == "rope" and value else value
 
 
 def read_lengths(job: Job) -> dict[str, float | None]:
@@ -360,7 +368,9 @@ def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
         return {}
     sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
     same = all(
-        here[section].get(name) == value for section in here for name, value in sweep["settings"][section].items()
+        complete(name, here[section].get(name)) == complete(name, value)
+        for section in here
+        for name, value in sweep["settings"][section].items()
     )
     return sweep["best"] if same else {}
 

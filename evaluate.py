@@ -3,7 +3,9 @@
     python evaluate.py runs/rope --lengths 256 512 1024 2048 4096 --rope.scaling yarn --rope.factor 4
     python evaluate.py runs/rope --scalings all --protocols fixed sliding by-position --out results.json
 
-Nothing is trained: `--rope.*` options lie over the run's own. Losses are nats per token, counted in one of these ways:
+Nothing is trained: `--rope.*` options lie over the run's own. Factors that a run has learned (rope.learn_factors)
+divide the frequencies of every scaling asked for, unless `--rope.learn_factors false` leaves them out. Losses are nats
+per token, counted in one of these ways:
 
     fixed             the same targets, the last 32 tokens of up to 256 shared windows, under every length of context
     windows           the whole split in windows side by side; longer ones have fewer tokens with little context, so
@@ -16,7 +18,8 @@ Nothing is trained: `--rope.*` options lie over the run's own. Losses are nats p
 Beside every loss stands what merely cropping gives, so that a gain from length can be told from bare survival: the run
 as it was trained, without the scaling, scores the same targets from at most the last trained-length tokens of the same
 window. Where a window holds more targets than one, those windows slide by the stride too, and a target late in a window
-sees between trained length - stride + 1 and trained length tokens.
+sees between trained length - stride + 1 and trained length tokens. The trained length of a tuned run is the one it was
+tuned at; against cropping the run it came from, compare with that run's own figures at the same lengths.
 """
 
 import json
@@ -41,7 +44,7 @@ from cli import BadInput, Parser, nearest, run
 from data import Corpus
 from model import Transformer
 from positions import SCHEMES, PastTheEnd, Position
-from rope import OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
+from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass, so that memory does not grow with the text
 CHUNK = 512  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
@@ -338,7 +341,18 @@ def position_at(run_: Run, fields: dict[str, Any], length: int) -> Position:
     if fields.get("factor") == "auto":
         fields = fields | {"factor": max(1.0, length / max(1, fields["original_length"]))}
     try:
-        return SCHEMES["rope"](replace(run_.model_config, rope=RopeConfig(**fields)))
+        position = SCHEMES["rope"](replace(run_.model_config, rope=RopeConfig(**fields)))
+        if (
+            position.log_factor is not None
+        ):  # learned factors are weights, and go on dividing whatever the scaling gives
+            if (learned := run_.model.position.log_factor) is None:
+                raise ValueError(f"rope.learn_factors true: {run_.path} has learned none")
+            if len(learned) != len(position.log_factor):
+                raise ValueError(
+                    f"rope.fraction {fields['fraction']:g} does not fit the {len(learned)} learned factors"
+                )
+            position.load_state_dict(run_.model.position.state_dict())
+        return position
     except ValueError as error:
         raise BadInput(f"--{error}") from error
 
@@ -378,6 +392,9 @@ def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dic
             "longrope": not (fields["short_factor"] and fields["long_factor"]) and "needs its lists of divisors",
             **dict.fromkeys(("ntk", "dynamic"), rotated_width(own, config.d_head) == 2 and "needs two pairs"),
         }
+        cannot |= dict.fromkeys(
+            NO_LEARNED_FACTORS if fields["learn_factors"] else (), "does not go with learned factors"
+        )
         for name, why in cannot.items():
             if why:
                 names.remove(name)

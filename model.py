@@ -11,6 +11,7 @@ their scheme start from bit-identical shared weights:
     every matrix that writes to the residual    normal, init_std / sqrt(2 n_layer)   (out, down; GPT-2's rule)
     every other matrix, and a scheme's tables   normal, init_std
     norms                                       one
+    rope's learned log factors                  zero, so that they change nothing at first
 """
 
 import difflib
@@ -270,6 +271,9 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if "norm" in name:
                 nn.init.ones_(parameter)
+                continue
+            if name == "position.log_factor":
+                nn.init.zeros_(parameter)
                 continue
             writes_to_residual = name.endswith(("out.weight", "down.weight"))
             std = self.config.init_std / (math.sqrt(2 * self.config.n_layer) if writes_to_residual else 1)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, turn
+from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, rotated_width, turn
 
 if TYPE_CHECKING:
     from model import ModelConfig
@@ -97,6 +97,28 @@ class Learned(Position):
         return x + self.table[positions].to(x.dtype)
 
 
+def extend_table(old: Tensor, fresh: Tensor, way: str) -> Tensor:
+    """A trained table for another number of positions: (L, C), (L', C) -> (L', C). A shorter one is cut.
+
+    Args:
+        old: the trained vectors of positions 0 .. L - 1.
+        fresh: what the longer table would be at initialisation.
+        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors are spread evenly over the
+            longer table, its first and last being the old ones, with straight lines between. `new`: old vectors as they
+            are, and past them the fresh ones.
+    """
+    L, longer = len(old), len(fresh)
+    if longer <= L:
+        return old[:longer]
+    if way == "repeat":
+        return old[torch.arange(longer) % L]
+    if way == "interpolate":
+        place = torch.linspace(0, L - 1, longer, dtype=torch.float64)  # (L',), where each row falls among the old
+        below = place.long().clamp(max=max(0, L - 2))  # (L',)
+        return torch.lerp(old[below], old[(below + 1).clamp(max=L - 1)], (place - below)[:, None].to(old))
+    return torch.cat((old, fresh[L:]))
+
+
 class PastTheEnd(ValueError):
     """A position was asked for that a learned table does not have."""
 
@@ -167,12 +189,20 @@ class Rope(Position):
 
     The angles depend on positions alone, so `embed`, which runs once at the bottom, computes them for all layers. The
     attention factor of yarn and longrope multiplies cos and sin, so it reaches the rotated features only.
+
+    With `learn_factors` every pair has one trained number more, the logarithm of a factor that divides its frequency:
+
+        theta_i' = theta_i exp(-log_factor_i)
+
+    so all factors stay above 0, and at 0, where they start, the frequencies are exactly those of the scaling.
     """
 
     def __init__(self, config: "ModelConfig") -> None:
         super().__init__(config)
         self.config, self.d_head = config.rope, config.d_model // config.n_head
         self.positions, self.cos_sin = None, None
+        pairs = rotated_width(self.config, self.d_head) // 2
+        self.log_factor = nn.Parameter(torch.zeros(pairs)) if self.config.learn_factors else None  # (D_rot/2,)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -196,8 +226,34 @@ class Rope(Position):
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of all angles, times the attention factor: (T, D_rot / 2) each."""
         theta, attention_factor = self.theta(positions)
-        cos, sin = cos_sin(positions, on_device(theta, positions))
+        theta = on_device(theta, positions)
+        if self.log_factor is not None:
+            theta = theta * torch.exp(-self.log_factor.to(theta.dtype))  # (D_rot/2,); the gradient goes through here
+        cos, sin = cos_sin(positions, theta)
         return attention_factor * cos, attention_factor * sin
+
+    def as_longrope(self, seq_len: int) -> RopeConfig:
+        """The config of a rope that is turned as this one without learning anything: its factors as longrope's lists.
+
+        Both lists are the same, since every scaling that factors are learned on top of turns all lengths alike; only
+        longrope's own two differ.
+
+        Args:
+            seq_len: the trained length, tokens; the original length where none is on record.
+        """
+        config, L = self.config, self.config.original_length or seq_len
+        kept = {"base": config.base, "layout": config.layout, "fraction": config.fraction}
+        plain, _ = frequencies(RopeConfig(**kept), self.d_head, 0)  # (D_rot/2,)
+        learned = self.log_factor.detach().cpu().double().exp()  # (D_rot/2,)
+        (short, attention_factor), (long, _) = (frequencies(config, self.d_head, length) for length in (L, L + 1))
+        return RopeConfig(
+            **kept,
+            scaling="longrope",
+            original_length=L,
+            attention_factor=attention_factor,
+            short_factor=(plain / short * learned).tolist(),
+            long_factor=(plain / long * learned).tolist(),
+        )
 
 
 def on_device(table: Tensor, like: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ OPTIONS: dict[str, tuple[set[str], set[str]]] = {  # scaling -> (options it cann
 SCALING_FIELDS = sorted({option for pair in OPTIONS.values() for option in pair[0] | pair[1]})
 NEEDS_ORIGINAL_LENGTH = {"dynamic", "yarn", "longrope", "llama3"}
 DEPEND_ON_LENGTH = {"dynamic", "longrope"}  # frequencies change with the length in use
+NO_LEARNED_FACTORS = {  # what these do cannot be written out as longrope's lists
+    "dynamic": "whose frequencies change with every length",
+    "proportional": "which has pairs that do not turn, at any factor",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class RopeConfig:
         high_freq_factor: llama3: wavelengths below L / this are left alone. 4 if not given.
         short_factor: longrope: one divisor per pair for lengths up to L.
         long_factor: longrope: one divisor per pair for lengths past L.
+        learn_factors: whether one more divisor per pair is trained, on top of any scaling but dynamic and proportional;
+            all start at 1. A run leaves them as longrope's lists in longrope.yaml.
     """
 
     base: float = 10000.0
@@ -93,6 +99,7 @@ class RopeConfig:
     high_freq_factor: float | None = None
     short_factor: list[float] | None = None
     long_factor: list[float] | None = None
+    learn_factors: bool = False
 
     def __post_init__(self) -> None:
         if not 1 < self.base < math.inf:
@@ -129,6 +136,11 @@ class RopeConfig:
         for name in ("short_factor", "long_factor"):
             if any(not 0 < value < math.inf for value in getattr(self, name) or ()):
                 raise ValueError(f"rope.{name} holds a divisor that is not above 0")
+        if self.learn_factors and self.scaling in NO_LEARNED_FACTORS:
+            raise ValueError(
+                f"rope.learn_factors true does not go with rope.scaling {self.scaling}, "
+                f"{NO_LEARNED_FACTORS[self.scaling]}: choose another scaling"
+            )
 
     def option(self, name: str) -> float:
         """The value given for an option, or its published default."""

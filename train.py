@@ -3,8 +3,12 @@
     python train.py --config configs/rope.yaml
     python train.py --config configs/alibi.yaml --model.d_model 256 --run.steps 2000 --run.name alibi-256
 
+    python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4 \\
+        --run.steps 100
+
 Values come from the defaults, then from config files and flags in the order they stand on the line. `--print_config`
-shows the outcome, and every run folder keeps it (see checkpoint.py for the files).
+shows the outcome, and every run folder keeps it (see checkpoint.py for the files). The last command tunes a finished
+run: its weights go on being trained, at another length or scaling, and its config lies under files and flags.
 """
 
 import hashlib
@@ -23,12 +27,39 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import Curves, RunFolder, refuse_taken, versions
+from checkpoint import (
+    Curves,
+    Run,
+    RunFolder,
+    load_start,
+    refuse_other_shape,
+    refuse_other_tokenizer,
+    refuse_taken,
+    start_from,
+    versions,
+    weights_sha256,
+)
 from cli import BadInput, ConfigFile, Parser, RunFailed, run
 from evaluate import Autocast, Score, score
 from generate import sample
 from model import ModelConfig, Transformer, shared_sha256
-from rope import RopeConfig
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig
+
+KEPT_IN_TUNING = (
+    *(
+        "seed",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "final_rate",
+        "warmup",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "grad_clip",
+    ),
+    *("eval_windows", "precision"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,16 @@ class RunConfig:
         compile: whether torch.compile makes the model faster; it needs a C++ compiler and takes a minute.
         wandb: Weights & Biases: offline, online or disabled.
         overwrite: whether a run that is already in the folder is replaced.
+        init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
+            sections data and model lie under files and flags, and so do these of its section run: seed, batch_size,
+            learning_rate, schedule, final_rate, warmup, weight_decay, beta1, beta2, grad_clip, eval_windows, precision; the
+            others (steps, name, device, ...) belong to that one run or to its machine. Length, rope options but layout,
+            and attention may change, all else of the model must stay. If no original length is on record, the old
+            run's length becomes it. The name, if not given, is the old one with the length and scaling after it,
+            rope-1024-yarn say.
+        extend_learned: how learned positions grow when a tuned run is longer: repeat (the old table again and again),
+            interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
+            vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
     """
 
     out: str | None = None
@@ -83,6 +124,8 @@ class RunConfig:
     compile: bool = False
     wandb: Literal["offline", "online", "disabled"] = "offline"
     overwrite: bool = False
+    init_from: str | None = None
+    extend_learned: Literal["repeat", "interpolate", "new"] | None = None
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "eval_every", "eval_windows", "threads")
@@ -97,6 +140,10 @@ class RunConfig:
             raise ValueError(f"run.threads {self.threads} must be at most 1024")
         if self.out == "":
             raise ValueError("run.out '' must name a folder")
+        if self.init_from == "":
+            raise ValueError("run.init_from '' must name the folder of a finished run")
+        if self.extend_learned and not self.init_from:
+            raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
         for name in ("learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0")
@@ -129,13 +176,62 @@ def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig,
     Raises:
         BadInput: for whatever is wrong with it, by name.
     """
+    given = explicit(argv, parser)
+    folder = given.get("run.init_from")
+    old = load_start(folder) if folder else None
+    if old:
+        parser.set_defaults(under(old, given))
     asked = parser.parse_args(argv)
+    if old:  # before the sections are made, whose own complaints would hide what is wrong
+        unset = {name: value for name, value in asdict(old.model_config).items() if asked.model[name] is None}
+        refuse_other_shape(old, vars(asked.model) | unset)
+        factor = asked.model.rope.factor
+        if factor and asked.model.seq_len > old.model_config.seq_len and not given.get("model.rope.factor"):
+            text = f"--model.rope.factor {factor:g} is the old run's, for {old.model_config.seq_len} tokens"
+            warnings.warn(f"{text}, and --model.seq_len is {asked.model.seq_len}: give one", stacklevel=2)
     try:
         made = parser.instantiate(asked)
     except ValueError as error:
         raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
-    name = made.run.name or made.model.position
+    name = made.run.name or (tuned_name(old, made.model) if old else made.model.position)
     return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
+
+
+def explicit(argv: list[str] | None, parser: Parser) -> Any:
+    """What files and flags give, without the defaults."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--print_config")]
+    return parser.parse_args(words, defaults=False)
+
+
+def under(old: Run, given: Any) -> dict[str, Any]:
+    """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from."""
+    values = {f"data.{name}": value for name, value in asdict(old.data).items()}
+    values |= {f"model.{name}": value for name, value in asdict(old.model_config).items() if name != "rope"}
+    rope = asdict(old.model_config.rope)
+    if (scaling := given.get("model.rope.scaling", rope["scaling"])) != rope["scaling"]:
+        rope = {k: v for k, v in rope.items() if k not in SCALING_FIELDS or k in set.union(*OPTIONS[scaling])}
+    if old.model_config.position == "rope" and rope["original_length"] is None:
+        rope["original_length"] = old.model_config.seq_len
+    values |= {f"model.rope.{name}": value for name, value in rope.items()}
+    try:
+        settings = RunConfig(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
+    values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
+    text = ("corpus", "subset", "split", "column", "max_bytes")
+    if old.data.tokenizer == "bpe" and any(
+        given.get(f"data.{n}", values[f"data.{n}"]) != values[f"data.{n}"] for n in text
+    ):
+        values["data.tokenizer"] = str(old.path / "tokenizer.json")  # a BPE trained on another text would be another
+    return values
+
+
+def tuned_name(old: Run, config: ModelConfig) -> str:
+    """A name for a tuned run that says what is new about it, and is never the old one."""
+    rope = config.rope if config.position == "rope" else RopeConfig()
+    parts = [old.settings["name"], str(config.seq_len)]
+    parts += [rope.scaling] * (rope.scaling != "none") + ["factors"] * rope.learn_factors
+    return "-".join(parts)
 
 
 def with_vocabulary(config: ModelConfig, corpus: data.Corpus) -> ModelConfig:
@@ -276,22 +372,32 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
         BadInput: for what cannot be done; nothing is written then.
         RunFailed: when the loss is no longer finite, or memory runs out; what was logged is kept.
     """
+    old = load_start(config.init_from) if config.init_from else None
+    if old and Path(config.out).resolve() == old.path.resolve():
+        raise BadInput(f"--run.out {config.out} holds the run that --run.init_from starts from: name another folder")
     refuse_taken(Path(config.out), config.overwrite)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
+    if old:
+        refuse_other_tokenizer(old, corpus.tokenizer)
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
-    bare = Transformer(model_config, config.seed).to(device)
+    bare = Transformer(model_config, config.seed)
+    if old:
+        start_from(old, bare, config.extend_learned)
+    bare.to(device)
     model = torch.compile(bare) if config.compile else bare
     setup = Setup(config, bare, model, corpus, device, precision, autocast, rows)
 
     configs = {"data": data_config, "model": model_config, "run": config}
     folder = RunFolder(Path(config.out), configs, config.overwrite)
     state = {"step": 0, "steps": config.steps, "shared_init_sha256": shared_sha256(bare)}
+    if old:
+        state |= {"init_from": str(old.path), "init_from_sha256": weights_sha256(old.path)}
     curves, status = None, "failed"
     try:
         folder.result("running", **state)
@@ -403,7 +509,7 @@ def plan(setup: Setup, shared: str) -> str:
     first = batch_sha256(b"", *corpus.batch(0)).hex()
     minutes, rest = divmod(round(setup.rehearse()), 60)
     lines = [
-        f"{config.name} -> {config.out}",
+        f"{config.name} -> {config.out}" + (f", from the weights of {config.init_from}" if config.init_from else ""),
         f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} layers, "
         f"{shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
         f"data     {corpus.describe()}",
@@ -424,11 +530,13 @@ def closing(setup: Setup, outcome: dict[str, Any]) -> str:
     prompt = corpus.encode(opening)[: max(1, room // 2)] or [corpus.end_of_text]
     drawn = sample(setup.bare.eval(), prompt, min(80, max(1, room // 2)), temperature=0.8, seed=config.seed)
     text = corpus.decode([*prompt, *takewhile(lambda token: token != corpus.end_of_text, drawn)])
+    lists = Path(config.out) / "longrope.yaml"
+    learned = f"\nLearned factors, as longrope's lists: {lists}" if lists.exists() else ""
     return (
         f"\n{config.name}: validation loss {outcome['val_loss']:.4f} ({outcome['bits_per_byte']:.4f} bits per byte), "
         f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, "
         f"{outcome['tokens_per_second']:,.0f} tokens a second\n"
-        f"\nA sample, going on from {corpus.decode(prompt)!r}:\n{text}\n\n"
+        f"\nA sample, going on from {corpus.decode(prompt)!r}:\n{text}\n{learned}\n"
         f'Next: python generate.py {config.out} --prompt "In the beginning" --tokens 200'
     )
 

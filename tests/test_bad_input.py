@@ -178,6 +178,38 @@ train | --config type.yaml                   | --run.steps; many; int
 train | --config value.yaml                  | --model.position; 'rop'; did you mean rope
 train | --config null_section.yaml           | model
 train | --config good.yaml --run.steps 0     | --run.steps 0; at least 1
+train | --run.init_from nowhere              | --run.init_from nowhere; not a run folder
+train | --run.init_from tiny.txt             | --run.init_from tiny.txt; not a run folder
+train | --run.init_from foreign              | --run.init_from foreign; not a run folder
+train | --run.init_from ''                   | --run.init_from ''
+train | --run.init_from unfinished           | --run.init_from unfinished; no weights; failed at step 3 of 40
+train | --run.init_from damaged              | --run.init_from damaged; model.safetensors is damaged
+train | --run.init_from damaged_config       | --run.init_from damaged_config; config.yaml is damaged
+train | --config start.yaml                  | --run.init_from nowhere; not a run folder
+train | --run.init_from rope --model.d_model 32 | --model.d_model 32; --run.init_from rope; 16
+train | --run.init_from rope --model.n_head 3 | --model.n_head 3; --run.init_from rope; 2
+train | --run.init_from rope --model.n_kv_head 1 | --model.n_kv_head 1; --run.init_from rope; 2
+train | --run.init_from rope --model.n_layer 2 | --model.n_layer 2; --run.init_from rope; 1
+train | --run.init_from rope --model.d_ff 64 | --model.d_ff 64; --run.init_from rope; 32
+train | --run.init_from rope --model.vocab_size 300 | --model.vocab_size 300; --run.init_from rope; 259
+train | --run.init_from rope --model.tie_embeddings false | --model.tie_embeddings False; --run.init_from rope
+train | --run.init_from rope --model.position alibi | --model.position alibi; --run.init_from rope
+train | --run.init_from rope --model.position learned --run.extend_learned new | --model.position learned; rope
+train | --run.init_from rope --model.rope.layout half-split | --model.rope.layout half-split; interleaved
+train | --run.init_from rope --run.extend_learned repeat | --run.extend_learned repeat; scheme is rope
+train | --run.init_from rope --data.tokenizer bpe | --data.tokenizer; --run.init_from rope; 259; rope/tokenizer.json
+train | --run.init_from rope --model.rope.scaling yarn | --model.rope.scaling yarn; rope.factor
+train | --run.init_from rope --run.extend_learned new --model.seq_len 32 | --run.extend_learned new; rope
+train | --run.init_from rope --run.out rope --run.overwrite true | --run.out rope; --run.init_from
+train | --run.init_from learned --model.seq_len 32 | --model.seq_len 32; learned; 16; --run.extend_learned
+train | --run.extend_learned repeat          | --run.extend_learned repeat; run.init_from
+train | --run.extend_learned stretch         | --run.extend_learned; stretch; interpolate
+train | --model.rope.learn_factors perhaps   | --model.rope.learn_factors; perhaps; bool
+train | --model.rope.scaling dynamic --model.rope.factor 2 --model.rope.learn_factors true | --model.rope.learn_factors
+train | --model.rope.scaling proportional --model.rope.learn_factors true | learn_factors true; proportional
+train | --model.rope.scaling yarn --model.rope.factor 2 | --model.rope.scaling yarn; rope.original_length
+compare | --run.init_from rope               | --run.init_from rope; one scheme; train.py
+compare | --run.extend_learned new           | --run.extend_learned new; run.init_from
 compare | --schemes rop                      | --schemes rop; did you mean rope
 compare | --schemes rope,alibi               | --schemes rope,alibi
 compare | --schemes rope nonee               | --schemes nonee; did you mean none
@@ -239,11 +271,17 @@ ROWS = [[cell.strip() for cell in re.split(r"\s\|(?=\s)", line)] for line in TAB
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, corpus_file, finished) -> Path:
-    """A folder with everything that can be wrong with a file in it, and two finished runs."""
+    """A folder with everything that can be wrong with a file in it, two finished runs, and runs that are broken."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copy(corpus_file, folder / "tiny.txt")
     for scheme in ("rope", "learned"):
         shutil.copytree(finished(scheme), folder / scheme)
+    for name in ("unfinished", "damaged", "damaged_config"):
+        shutil.copytree(finished("rope"), folder / name)
+    (folder / "unfinished" / "model.safetensors").unlink()
+    (folder / "unfinished" / "result.json").write_text('{"status": "failed", "step": 3, "steps": 40}')
+    (folder / "damaged" / "model.safetensors").write_bytes(b"cut short")
+    (folder / "damaged_config" / "config.yaml").write_text("model: [")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("the user's")
     texts = {
@@ -261,6 +299,7 @@ def place(tmp_path_factory, corpus_file, finished) -> Path:
         "type.yaml": "run:\n  steps: many\n",
         "value.yaml": "model:\n  position: rop\n",
         "null_section.yaml": "model: 3\n",
+        "start.yaml": "run:\n  init_from: nowhere\n",
         "good.yaml": "model:\n  position: alibi\n",
     }
     for name, content in texts.items():

@@ -233,9 +233,12 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
     """Read a command, and run it small unless it wants a hub, a GPU or an account; what was done, `read` or `ran`."""
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     monkeypatch.chdir(folder)
+    if "--run.init_from" in words:
+        start = words.index("--run.init_from") + 1
+        words = [*words[:start], str(finished(scheme_in([words[start]]))), *words[start + 1 :]]
     config = read(words, monkeypatch)
     if config is None:
-        scheme = next((scheme for scheme in SCHEMES if any(scheme in Path(word).parts for word in words)), "rope")
+        scheme = scheme_in(words)
         argv = [str(finished(scheme)) if word.startswith("runs/") else word for word in words[1:]]
         argv += ["--prompt", "in"] if scheme == "learned" else []
         evaluating = ["--lengths", "16", "32", "--out", str(folder / "out.json"), "--picture", str(folder / "out.png")]
@@ -244,10 +247,16 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
     elif {"cuda", "mps", "online"} & set(words) or is_on_the_hub(config):
         return "read"
     else:
-        provide(folder, config, text, finished("rope"))
+        if not Path(config.corpus).is_absolute():  # that of a run that is tuned is there
+            provide(folder, config, text, finished("rope"))
         outcome = at_the_shell(MAIN[words[0]], made_small(words, config, small, folder / "out"))
     assert outcome.code == 0, outcome.err
     return "ran"
+
+
+def scheme_in(words: list[str]) -> str:
+    """The scheme of the run that a command names, going by its folder."""
+    return next((scheme for scheme in SCHEMES if any(scheme in Path(word).parts for word in words)), "rope")
 
 
 def is_on_the_hub(config: data.DataConfig) -> bool:
@@ -270,6 +279,11 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
         ("train.py --data.corpus 'books/*.txt' --data.tokenizer bpe", "ran"),
         ("train.py --data.corpus rows.jsonl --data.column body --data.tokenizer my/tokenizer.json", "ran"),
         ("train.py --config configs/fineweb_edu.yaml", "read"),
+        (
+            "train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4",
+            "ran",
+        ),
+        ("train.py --run.init_from runs/learned --model.seq_len 512 --run.extend_learned repeat", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
