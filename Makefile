@@ -21,6 +21,9 @@ compare: .venv/ready ## train sinusoidal, learned, alibi and rope on the embedde
 sweep: .venv/ready ## learning rates and amplitudes: remake results/SWEEPS.md (an hour on two cores)
 	$(BIN)/python results/sweep.py $(ARGS)
 
+results: .venv/ready ## lengths, scalings, tuning, bases, retrieval: remake results/RESULTS.md (hours; goes on where it was)
+	$(BIN)/python results/make.py $(ARGS)
+
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -32,4 +35,4 @@ clean: ## remove runs' caches and what tools left, not runs/ and not .venv
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup compare sweep test lint clean
+.PHONY: help setup compare sweep results test lint clean

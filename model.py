@@ -63,7 +63,7 @@ class ModelConfig:
     position: str = "rope"
     rope: RopeConfig = field(default_factory=RopeConfig)
     tie_embeddings: bool = True
-    sinusoidal_amplitude: float = 0.02
+    sinusoidal_amplitude: float = 0.14
     init_std: float = 0.02
     norm_eps: float = 1e-5
     attention: Literal["auto", "explicit", "fused"] = "auto"

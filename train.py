@@ -46,19 +46,8 @@ from model import ModelConfig, Transformer, shared_sha256
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
 
 KEPT_IN_TUNING = (
-    *(
-        "seed",
-        "batch_size",
-        "learning_rate",
-        "schedule",
-        "final_rate",
-        "warmup",
-        "weight_decay",
-        "beta1",
-        "beta2",
-        "grad_clip",
-    ),
-    *("eval_windows", "precision"),
+    *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
+    *("beta1", "beta2", "grad_clip", "eval_windows", "precision"),
 )
 
 
@@ -75,6 +64,7 @@ class RunConfig:
         micro_batch_size: rows that go through the model at once; if not given, on a CPU as many as hold 2,048 tokens,
             elsewhere all.
         learning_rate: AdamW's, at its height.
+        embedding_rate: the embedding's rate, as a multiple of the others': a token's row learns only where it occurs.
         schedule: how the rate falls after the warm-up, linear or cosine.
         final_rate: what it falls to, a fraction of learning_rate.
         warmup: the part of all steps in which the rate climbs, a fraction.
@@ -92,11 +82,11 @@ class RunConfig:
         overwrite: whether a run that is already in the folder is replaced.
         init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
             sections data and model lie under files and flags, and so do these of its section run: seed, batch_size,
-            learning_rate, schedule, final_rate, warmup, weight_decay, beta1, beta2, grad_clip, eval_windows, precision; the
-            others (steps, name, device, ...) belong to that one run or to its machine. Length, rope options but layout,
-            and attention may change, all else of the model must stay. If no original length is on record, the old
-            run's length becomes it. The name, if not given, is the old one with the length and scaling after it,
-            rope-1024-yarn say.
+            learning_rate, embedding_rate, schedule, final_rate, warmup, weight_decay, beta1, beta2, grad_clip,
+            eval_windows and precision; the others (steps, name, device, ...) belong to that one run or to its machine. Length, rope
+            options but layout, and attention may change, all else of the model must stay. If no original length is on
+            record, the old run's length becomes it. The name, if not given, is the old one with the length and scaling
+            after it, rope-1024-yarn say.
         extend_learned: how learned positions grow when a tuned run is longer: repeat (the old table again and again),
             interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
             vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
@@ -105,16 +95,17 @@ class RunConfig:
     out: str | None = None
     name: str | None = None
     seed: int = 0
-    steps: int = 2400
+    steps: int = 1600
     batch_size: int = 4
     micro_batch_size: int | None = None
     learning_rate: float = 3e-3
+    embedding_rate: float = 3.0
     schedule: Literal["linear", "cosine"] = "linear"
     final_rate: float = 0.0
     warmup: float = 0.1
     weight_decay: float = 0.1
     beta1: float = 0.9
-    beta2: float = 0.99
+    beta2: float = 0.98
     grad_clip: float = 1.0
     eval_every: int = 100
     eval_windows: int = 32
@@ -144,7 +135,7 @@ class RunConfig:
             raise ValueError("run.init_from '' must name the folder of a finished run")
         if self.extend_learned and not self.init_from:
             raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
-        for name in ("learning_rate", "grad_clip"):
+        for name in ("learning_rate", "embedding_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0")
         for name in ("final_rate", "warmup", "beta1", "beta2"):
@@ -282,12 +273,17 @@ def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def make_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (1711.05101). Weight decay pulls on matrices and tables, not on the norms' gains."""
-    parameters = list(model.parameters())
+def make_optimizer(model: Transformer, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (1711.05101). Weight decay pulls on matrices and tables, not on the norms' gains.
+
+    Each group carries `rate`, what the learning rate of a step is multiplied by for it.
+    """
+    embedding = model.embedding.weight
+    rest = [p for p in model.parameters() if p is not embedding]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [embedding], "weight_decay": config.weight_decay, "rate": config.embedding_rate},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay, "rate": 1.0},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
     ]
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
@@ -443,7 +439,7 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, state: dict[str, Any]) 
         began = time.perf_counter()
         rate = learning_rate(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         inputs, targets = corpus.batch(step)  # (B, T) each
         chain = batch_sha256(chain, inputs, targets)
         loss = gradients(setup.model, inputs, targets, setup.rows, setup.device, setup.autocast)

@@ -193,7 +193,8 @@ def test_rotation_takes_features_that_lie_anywhere_in_memory() -> None:
     for x in (wide[..., :D], wide[..., 1 : D + 1], wide[..., : 2 * D : 2], wide.transpose(1, 2)[:, :9, :3, :D]):
         positions = POSITIONS[: x.shape[2]]
         for width in (D, 6):
-            close(rotate(x, positions, plain_theta(width)), rotate(x.clone(), positions, plain_theta(width)), atol=1e-14)
+            theta = plain_theta(width)
+            close(rotate(x, positions, theta), rotate(x.clone(), positions, theta), atol=1e-14)
 
 
 def test_eq34_elementwise_form() -> None:
