@@ -45,6 +45,8 @@ from generate import sample
 from model import ModelConfig, Transformer, shared_sha256
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
 
+# The rate too, at its full height: in 100 steps of tuning the default run at 1,024 tokens it came to a validation loss
+# of 3.561, a tenth of it to 3.647 (one seed).
 KEPT_IN_TUNING = (
     *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
     *("beta1", "beta2", "grad_clip", "eval_windows", "precision"),
