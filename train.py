@@ -85,10 +85,10 @@ class RunConfig:
         init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
             sections data and model lie under files and flags, and so do these of its section run: seed, batch_size,
             learning_rate, embedding_rate, schedule, final_rate, warmup, weight_decay, beta1, beta2, grad_clip,
-            eval_windows and precision; the others (steps, name, device, ...) belong to that one run or to its machine. Length, rope
-            options but layout, and attention may change, all else of the model must stay. If no original length is on
-            record, the old run's length becomes it. The name, if not given, is the old one with the length and scaling
-            after it, rope-1024-yarn say.
+            eval_windows and precision; the others (steps, name, device, ...) belong to that one run or to its machine.
+            Length, rope options but layout, and attention may change, all else of the model must stay. If no original
+            length is on record, the old run's length becomes it. The name, if not given, is the old one with the length
+            and scaling after it, rope-1024-yarn say.
         extend_learned: how learned positions grow when a tuned run is longer: repeat (the old table again and again),
             interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
             vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
