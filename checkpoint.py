@@ -128,9 +128,17 @@ def read_result(path: Path) -> dict[str, Any]:
     return {}
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run's metrics.jsonl, a half-written last line left out."""
+def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a run's metrics.jsonl, a half-written last line left out.
+
+    Args:
+        path: the run folder.
+        tail: only those in this many bytes at its end.
+    """
     with contextlib.suppress(FileNotFoundError), open(path / "metrics.jsonl", encoding="utf-8") as file:
+        if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
+            file.seek(size - tail)
+            file.readline()  # the line that was cut
         for line in file:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)

@@ -270,7 +270,7 @@ def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
     """Bring a job's bar up to the last event of its run; where there is no screen, a line at every tenth of the way."""
     if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
         return  # the folder of a run before
-    events = [event for event in read_metrics(job.folder) if event["split"] == "train"]
+    events = [event for event in read_metrics(job.folder, tail=2000) if event["split"] == "train"]
     if not events or events[-1]["step"] == bar.n:
         return
     before, step, loss = bar.n, events[-1]["step"], events[-1]["loss"]
