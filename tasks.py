@@ -85,31 +85,32 @@ def ask(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, 
         episode.distance[at + i] = at - source
 
 
-def places(draw: np.random.Generator, body: int, count: int, width: int) -> np.ndarray:
-    """Where `count` stretches of `width` tokens start in each quarter of the body, not overlapping, (CELLS, count)."""
-    edges = 1 + -(-np.arange(CELLS + 1) * body // CELLS)  # the first place of each quarter, after the sign
+def places(draw: np.random.Generator, body: int, cells: int, count: int, width: int) -> np.ndarray:
+    """Where `count` stretches of `width` tokens start in each of `cells` equal parts of the body, (cells, count)."""
+    edges = 1 + -(-np.arange(cells + 1) * body // cells)  # the first place of each part, after the sign
     starts = [np.sort(draw.permutation(b - a - count * (width - 1))[:count]) + a for a, b in pairwise(edges)]
     return np.stack(starts) + np.arange(count) * (width - 1)
 
 
-def queries(draw: np.random.Generator, n: int, width: int, unasked: int, dense: bool) -> tuple[int, int]:
-    """How many pairs of each quarter are asked for, 1 .. 4, and how many questions of `width` tokens there are in all.
+def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, dense: bool) -> tuple[int, int, int, int]:
+    """How many parts the body has, pairs and pairs asked for in each, and questions of `width` tokens in all.
 
-    When evaluating, as many pairs as fit, each asked for once. When training, any number, and often several times:
-    the more answers, the faster the learning.
+    When evaluating, as many pairs as fit in every quarter, each asked for once. When training, any number of pairs
+    anywhere, asked for again and again: the more answers, the faster the learning.
     """
-    most = min(4, n // 24)
     if dense:
-        return most, CELLS * most
-    q = int(draw.integers(1, most + 1))
-    return q, int(draw.integers(CELLS * q, (n - 1 - 2 * CELLS * (q + unasked)) // width + 1))
+        q = min(4, n // 24)
+        return CELLS, q + spare, q, CELLS * q
+    pairs = int(draw.integers(1, min(20, (n - 1) // 6) + 1))
+    most = (n - 1 - 2 * pairs) // width
+    return 1, pairs, pairs - spare * (pairs // 5), int(draw.integers((most + 1) // 2, most + 1))
 
 
 def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
-    """Keys and values among distractors, then keys again. One key of each quarter is never asked for."""
-    episode, (q, Q) = blank(n), queries(draw, n, 2, 1, dense)
+    """Keys and values among distractors, then keys again. Some keys, one a quarter at least, are never asked for."""
+    episode, (cells, pairs, q, Q) = blank(n), amounts(draw, n, 2, True, dense)
     body = n - 1 - 2 * Q
-    keys = places(draw, body, q + 1, 2)  # (CELLS, q + 1)
+    keys = places(draw, body, cells, pairs, 2)  # (cells, pairs)
     episode.tokens[:] = ids[draw.choice(SMALL, n)]
     episode.tokens[0] = ids[ord("*")]
     episode.tokens[keys.ravel()] = ids[draw.permutation(CAPITALS)[: keys.size]]
@@ -122,13 +123,13 @@ def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray,
 
 def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
     """Random letters; some that stood only once before come again, and with them what followed."""
-    episode, (q, Q) = blank(n), queries(draw, n, 3, 0, dense)
+    episode, (cells, pairs, _, Q) = blank(n), amounts(draw, n, 3, False, dense)
     body = n - 1 - 3 * Q
     letters = draw.permutation(LETTERS)
-    episode.tokens[:] = ids[draw.choice(letters[CELLS * q :], n)]
+    episode.tokens[:] = ids[draw.choice(letters[cells * pairs :], n)]
     episode.tokens[0] = ids[ord("~")]
-    first = places(draw, body, q, 2).ravel()  # (CELLS * q,)
-    episode.tokens[first] = ids[letters[: CELLS * q]]
+    first = places(draw, body, cells, pairs, 2).ravel()  # (cells * pairs,)
+    episode.tokens[first] = ids[letters[: len(first)]]
     asked = draw.permutation(np.resize(first, Q))
     at = n - 3 * Q + 3 * np.arange(Q) + 1
     episode.tokens[at] = episode.tokens[asked]
@@ -137,12 +138,14 @@ def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarr
 
 
 def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
-    """A passage of text with a named key in each quarter, then the names again."""
+    """A passage of text with a named key in each quarter, then the names again. In training 1 to 4 keys anywhere."""
     episode, width = blank(n), 2 + KEY
-    body = n - 1 - CELLS * width
-    stated = places(draw, body, 1, width).ravel()  # (CELLS,)
-    asked = draw.permutation(stated)
-    at = n - CELLS * width + width * np.arange(CELLS)
+    cells, keys = (CELLS, 1) if dense else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
+    Q = CELLS if dense else int(draw.integers(1, (n - 1) // width - keys + 1))
+    body = n - 1 - Q * width
+    stated = places(draw, body, cells, keys, width).ravel()  # (cells * keys,)
+    asked = draw.permutation(np.resize(stated, Q))
+    at = n - Q * width + width * np.arange(Q)
     inside = np.zeros(n, bool)
     inside[1 : 1 + body] = True
     inside[stated[:, None] + np.arange(width)] = False
@@ -158,12 +161,12 @@ def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray
     return episode
 
 
-TASKS: dict[str, tuple[Callable[..., Episode], int]] = {  # and the shortest context it fits into, tokens
-    "copy": (copy, 24),
-    "reverse": (reverse, 24),
-    "recall": (recall, 24),
-    "induction": (induction, 24),
-    "passkey": (passkey, 64),
+TASKS: dict[str, tuple[Callable[..., Episode], int, int]] = {  # with the shortest context, tokens: training, evaluation
+    "copy": (copy, 6, 24),
+    "reverse": (reverse, 6, 24),
+    "recall": (recall, 6, 24),
+    "induction": (induction, 6, 24),
+    "passkey": (passkey, 16, 64),
 }
 
 
@@ -176,6 +179,7 @@ class TaskCorpus:
 
     Attributes:
         tasks: names of the tasks, one or all.
+        least: the shortest context that evaluation can have, tokens.
         token_bytes: zeros, (V,): bits per byte means nothing here and comes out as null.
     """
 
@@ -183,7 +187,7 @@ class TaskCorpus:
         self.name, self.text, self.sha256 = name, text, data.hash_of([name, text.sha256])
         task = name.removeprefix("task:")
         self.tasks = list(TASKS) if task == "all" else [task]
-        self.least = max(TASKS[task][1] for task in self.tasks)  # tokens of context
+        self.least = max(TASKS[task][2] for task in self.tasks)
         self.seed, self.batch_size, self.seq_len = text.seed, text.batch_size, text.seq_len
         self.tokenizer, self.vocab_size, self.end_of_text = text.tokenizer, text.vocab_size, text.end_of_text
         self.encode, self.decode, self.tokens = text.encode, text.decode, text.tokens
@@ -225,7 +229,7 @@ class TaskCorpus:
     def describe(self) -> str:
         """One line: what the episodes are, and what they are made of."""
         return (
-            f"{self.name}: {', '.join(self.tasks)}; episodes of {self.least} to {self.seq_len} tokens, one length a "
+            f"{self.name}: {', '.join(self.tasks)}; episodes of up to {self.seq_len} tokens, one length a "
             f"step, answers alone are scored; {self.vocab_size:,} entries and passages of {self.text.name}"
         )
 
@@ -248,7 +252,7 @@ def load(config: data.DataConfig, seed: int, batch_size: int, seq_len: int) -> T
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(data.DataConfig, option):
             raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")
-    least = max(least for task, (_, least) in TASKS.items() if name in (task, "all"))
+    least = max(least for task, (*_, least) in TASKS.items() if name in (task, "all"))
     if seq_len < least:
         raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {config.corpus}: {least} is enough")
     return TaskCorpus(config.corpus, data.load(replace(config, corpus="kjv"), seed, batch_size, seq_len))
