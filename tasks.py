@@ -92,16 +92,21 @@ def places(draw: np.random.Generator, body: int, cells: int, count: int, width: 
     return np.stack(starts) + np.arange(count) * (width - 1)
 
 
+def asked_a_quarter(n: int) -> int:
+    """How many pairs of each quarter are asked for when evaluating with n tokens."""
+    return 2 if n >= 48 else 1
+
+
 def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, dense: bool) -> tuple[int, int, int, int]:
     """How many parts the body has, pairs and pairs asked for in each, and questions of `width` tokens in all.
 
-    When evaluating, as many pairs as fit in every quarter, each asked for once. When training, any number of pairs
-    anywhere, asked for again and again: the more answers, the faster the learning.
+    When evaluating, the same number in every quarter, each asked for once. When training, any number of pairs, few more
+    often than many, anywhere, asked for again and again: the more answers, the faster the learning.
     """
     if dense:
-        q = min(4, n // 24)
+        q = asked_a_quarter(n)
         return CELLS, q + spare, q, CELLS * q
-    pairs = int(draw.integers(1, min(20, (n - 1) // 6) + 1))
+    pairs = int(math.exp(draw.uniform(0, math.log(min(12, (n - 1) // 6) + 1))))
     most = (n - 1 - 2 * pairs) // width
     return 1, pairs, pairs - spare * (pairs // 5), int(draw.integers((most + 1) // 2, most + 1))
 
@@ -269,7 +274,7 @@ def scored(episodes: list[Episode]) -> tuple[Tensor, Tensor]:
 
 def count_of_episodes(task: str, length: int, trials: int) -> int:
     """How many episodes give every cell at least this many trials."""
-    return trials if task not in ("recall", "induction") else -(-trials // min(4, (length + 1) // 24))
+    return trials if task not in ("recall", "induction") else -(-trials // asked_a_quarter(length + 1))
 
 
 def tally(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
