@@ -6,11 +6,11 @@
 An episode begins with its task's sign and is made of letters and digits, so `decode` of it can be read. Only answers,
 in brackets here, are scored:
 
-    copy        >kWbq=[kWbq]                    a random string again
-    reverse     <kWbq=[qbWk]                    ... backwards
-    recall      *dAkxxKwpByqB[y]A[k]K[w]        keys (capitals) and the letter after each, asked for at the end;
+    copy        >kEbo=[kEbo]                    a random string again
+    reverse     <kEbo=[obEk]                    ... backwards
+    recall      *dAkffKcpBhoB[h]A[k]K[c]        keys (capitals) and the letter after each, asked for at the end;
                                                 other letters, and keys that are never asked for, distract
-    induction   ~kTbpWWmsKQpT[b]gs[K]           letters that stood just once before: what followed them then?
+    induction   ~kJbpMMmeKOpJ[b]ge[K]           letters that stood just once before: what followed them then?
     passkey     ^And he#A52871 went@A[52871]    four keys in real text, asked for at the end in another order
 
 A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, and as many of them as
@@ -34,8 +34,10 @@ from torch import Tensor
 import data
 from cli import BadInput, nearest
 
-LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
-SMALL, CAPITALS, DIGITS = LETTERS[:26], LETTERS[26:], np.frombuffer(b"0123456789", np.uint8)
+SMALL, CAPITALS, DIGITS = (
+    np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")
+)
+LETTERS = np.concatenate((SMALL, CAPITALS))  # few: each has to be learned
 CELLS = 4  # what is asked for stands in the first, second, third or last quarter of what there is to remember
 KEY = 5  # digits of a passkey, all different
 WINDOWS = 256  # episodes that the loss of a split is taken over
@@ -97,29 +99,28 @@ def asked_a_quarter(n: int) -> int:
     return 2 if n >= 48 else 1
 
 
-def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, dense: bool) -> tuple[int, int, int, int]:
-    """How many parts the body has, pairs and pairs asked for in each, and questions of `width` tokens in all.
+def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, dense: bool) -> tuple[int, int, int]:
+    """How many parts the body has, and how many pairs, and pairs asked for, each of them once, in every part.
 
-    When evaluating, the same number in every quarter, each asked for once. When training, any number of pairs, few more
-    often than many, anywhere, asked for again and again: the more answers, the faster the learning.
+    When evaluating, the same number in every quarter. When training, any number of pairs anywhere: short episodes have
+    little else, and are where it is first learned which value belongs to which key.
     """
     if dense:
-        q = asked_a_quarter(n)
-        return CELLS, q + spare, q, CELLS * q
-    pairs = int(math.exp(draw.uniform(0, math.log(min(12, (n - 1) // 6) + 1))))
-    most = (n - 1 - 2 * pairs) // width
-    return 1, pairs, pairs - spare * (pairs // 5), int(draw.integers((most + 1) // 2, most + 1))
+        return CELLS, asked_a_quarter(n) + spare, asked_a_quarter(n)
+    pairs = int(draw.integers(1, min(12, (n - 1) // (2 + width)) + 1))
+    return 1, pairs, pairs - spare * (pairs // 5)
 
 
 def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
     """Keys and values among distractors, then keys again. Some keys, one a quarter at least, are never asked for."""
-    episode, (cells, pairs, q, Q) = blank(n), amounts(draw, n, 2, True, dense)
+    episode, (cells, pairs, q) = blank(n), amounts(draw, n, 2, True, dense)
+    Q = cells * q
     body = n - 1 - 2 * Q
     keys = places(draw, body, cells, pairs, 2)  # (cells, pairs)
     episode.tokens[:] = ids[draw.choice(SMALL, n)]
     episode.tokens[0] = ids[ord("*")]
     episode.tokens[keys.ravel()] = ids[draw.permutation(CAPITALS)[: keys.size]]
-    asked = draw.permutation(np.resize(draw.permuted(keys, axis=1)[:, :q].ravel(), Q))
+    asked = draw.permutation(draw.permuted(keys, axis=1)[:, :q].ravel())  # (Q,)
     at = n - 2 * Q + 2 * np.arange(Q)
     episode.tokens[at] = episode.tokens[asked]
     ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)  # a pair stands where its key does
@@ -128,14 +129,15 @@ def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray,
 
 def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
     """Random letters; some that stood only once before come again, and with them what followed."""
-    episode, (cells, pairs, _, Q) = blank(n), amounts(draw, n, 3, False, dense)
+    episode, (cells, pairs, _) = blank(n), amounts(draw, n, 3, False, dense)
+    Q = cells * pairs
     body = n - 1 - 3 * Q
     letters = draw.permutation(LETTERS)
-    episode.tokens[:] = ids[draw.choice(letters[cells * pairs :], n)]
+    episode.tokens[:] = ids[draw.choice(letters[Q:], n)]
     episode.tokens[0] = ids[ord("~")]
-    first = places(draw, body, cells, pairs, 2).ravel()  # (cells * pairs,)
-    episode.tokens[first] = ids[letters[: len(first)]]
-    asked = draw.permutation(np.resize(first, Q))
+    first = places(draw, body, cells, pairs, 2).ravel()  # (Q,)
+    episode.tokens[first] = ids[letters[:Q]]
+    asked = draw.permutation(first)
     at = n - 3 * Q + 3 * np.arange(Q) + 1
     episode.tokens[at] = episode.tokens[asked]
     ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)
@@ -146,10 +148,10 @@ def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray
     """A passage of text with a named key in each quarter, then the names again. In training 1 to 4 keys anywhere."""
     episode, width = blank(n), 2 + KEY
     cells, keys = (CELLS, 1) if dense else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
-    Q = CELLS if dense else int(draw.integers(1, (n - 1) // width - keys + 1))
+    Q = cells * keys
     body = n - 1 - Q * width
-    stated = places(draw, body, cells, keys, width).ravel()  # (cells * keys,)
-    asked = draw.permutation(np.resize(stated, Q))
+    stated = places(draw, body, cells, keys, width).ravel()  # (Q,)
+    asked = draw.permutation(stated)
     at = n - Q * width + width * np.arange(Q)
     inside = np.zeros(n, bool)
     inside[1 : 1 + body] = True

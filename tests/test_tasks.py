@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 ONE = ("copy", "reverse", "recall", "induction", "passkey")
 TRAINED = 64
 KEYS = ["scaling", "factor", "protocol", "length", "loss", "crop_loss", "accuracy", "trials", "distance", "tokens"]
+SIGN = dict(zip(ONE, "><*~^", strict=True))
 MORE = ["task", "depth", "token_accuracy", "crop_accuracy"]
 
 
@@ -97,7 +98,7 @@ def test_a_plain_search_finds_every_answer_at_every_length(corpus_of, task):
     corpus = corpus_of(task)
     _, shortest, shortest_evaluated = TASKS[task]
     found = 0
-    for length in [*range(shortest, 130), 257, 700]:
+    for length in [*range(shortest, 80), 128, 255, 257, 700]:
         episodes = training_episodes(corpus, task, length)
         if length >= shortest_evaluated:
             episodes += corpus.episodes(task, "validation", length, range(1))
@@ -111,7 +112,7 @@ def test_a_plain_search_finds_every_answer_at_every_length(corpus_of, task):
                 if length >= shortest_evaluated:  # and asked for just once: there is one place it can be
                     assert episode.distance[t] == t - at or episode is not episodes[-1]
                 found += 1
-    assert found > 1000
+    assert found > 500
 
 
 @pytest.mark.parametrize("task", ONE)
@@ -232,24 +233,24 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(corpus_of, name):
 def test_lengths_in_training_vary_up_to_the_trained_one_and_a_step_keeps_its_tokens(corpus_of, name):
     corpus = corpus_of(name, seq_len=256)
     lengths = []
-    for step in range(150):
+    for step in range(60):
         rows, T = corpus.batch(step)[0].shape
         assert rows % 4 == 0  # so that processes can share them
         assert 512 < rows * T <= 4 * 256
         lengths.append(T)
     assert TASKS[name][1] <= min(lengths) <= 1.3 * TASKS[name][1]
     assert 200 < max(lengths) <= 256
-    assert len(set(lengths)) > 60
+    assert len(set(lengths)) > 30
 
 
 def test_the_longest_episodes_of_training_are_of_the_trained_length(corpus_of):
     corpus = corpus_of("copy", seq_len=24)
-    assert {corpus.batch(step)[0].shape[1] for step in range(300)} == set(range(6, 25))
+    assert {corpus.batch(step)[0].shape[1] for step in range(200)} == set(range(6, 25))
 
 
 def test_a_mixture_trains_every_task_one_a_step(corpus_of):
     signs = [corpus_of("all").decode(corpus_of("all").batch(step)[0][0, :1].tolist()) for step in range(10)]
-    assert signs == [*"><*~^", *"><*~^"]
+    assert signs == [*SIGN.values()] * 2
 
 
 def test_episodes_of_evaluation_depend_on_task_split_and_length_and_on_no_seed(corpus_of):
@@ -400,7 +401,7 @@ def test_generate_shows_a_trial_of_every_task_and_goes_on_from_a_prompt(trained,
     capsys.readouterr()
     generate.main([str(trained("rope"))])
     said = capsys.readouterr().out
-    assert [line.split(":")[0] for line in said.splitlines() if not line.startswith(" ")] == list(ONE)
+    assert [task for task in ONE if f"{task}: {SIGN[task]}" in said] == list(ONE)
     assert said.count("  right: ") == said.count("  model: ") == 5
     generate.main([str(trained("rope")), "--prompt", ">abc=", "--tokens", "3"])
     assert capsys.readouterr().out.startswith(">abc=")
