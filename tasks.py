@@ -59,7 +59,9 @@ def blank(n: int) -> Episode:
     return Episode(np.zeros(n, np.int64), *(np.full(n, -1) for _ in range(3)))
 
 
-def copy(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool, step: int = 1) -> Episode:
+def copy(
+    draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool, step: int = 1
+) -> Episode:
     """A string of k letters, `=`, and the string again; with step -1 backwards."""
     episode, k = blank(n), (n - 2) // 2
     episode.tokens[: n - 2 * k - 1] = ids[ord(">" if step == 1 else "<")]
@@ -73,9 +75,9 @@ def copy(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, d
     return episode
 
 
-def reverse(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
+def reverse(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
     """A string of k letters, `=`, and the string backwards."""
-    return copy(draw, n, ids, text, dense, step=-1)
+    return copy(draw, n, ids, text, evaluating, step=-1)
 
 
 def ask(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, width: int = 1) -> None:
@@ -99,21 +101,21 @@ def asked_a_quarter(n: int) -> int:
     return 2 if n >= 48 else 1
 
 
-def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, dense: bool) -> tuple[int, int, int]:
+def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, evaluating: bool) -> tuple[int, int, int]:
     """How many parts the body has, and how many pairs, and pairs asked for, each of them once, in every part.
 
     When evaluating, the same number in every quarter. When training, any number of pairs anywhere: short episodes have
     little else, and are where it is first learned which value belongs to which key.
     """
-    if dense:
+    if evaluating:
         return CELLS, asked_a_quarter(n) + spare, asked_a_quarter(n)
     pairs = int(draw.integers(1, min(12, (n - 1) // (2 + width)) + 1))
     return 1, pairs, pairs - spare * (pairs // 5)
 
 
-def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
+def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
     """Keys and values among distractors, then keys again. Some keys, one a quarter at least, are never asked for."""
-    episode, (cells, pairs, q) = blank(n), amounts(draw, n, 2, True, dense)
+    episode, (cells, pairs, q) = blank(n), amounts(draw, n, 2, True, evaluating)
     Q = cells * q
     body = n - 1 - 2 * Q
     keys = places(draw, body, cells, pairs, 2)  # (cells, pairs)
@@ -127,9 +129,9 @@ def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray,
     return episode
 
 
-def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
+def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
     """Random letters; some that stood only once before come again, and with them what followed."""
-    episode, (cells, pairs, _) = blank(n), amounts(draw, n, 3, False, dense)
+    episode, (cells, pairs, _) = blank(n), amounts(draw, n, 3, False, evaluating)
     Q = cells * pairs
     body = n - 1 - 3 * Q
     letters = draw.permutation(LETTERS)
@@ -144,10 +146,10 @@ def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarr
     return episode
 
 
-def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, dense: bool) -> Episode:
+def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
     """A passage of text with a named key in each quarter, then the names again. In training 1 to 4 keys anywhere."""
     episode, width = blank(n), 2 + KEY
-    cells, keys = (CELLS, 1) if dense else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
+    cells, keys = (CELLS, 1) if evaluating else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
     Q = cells * keys
     body = n - 1 - Q * width
     stated = places(draw, body, cells, keys, width).ravel()  # (Q,)
@@ -211,13 +213,13 @@ class TaskCorpus:
         low, high = math.log(TASKS[task][1]), math.log(self.seq_len + 1)
         T = int(math.exp(np.random.Generator(np.random.Philox(key=key)).uniform(low, high)))
         rows = range(self.batch_size * (self.seq_len // T))
-        return scored([self._episode(task, "train", T, key, row, dense=False) for row in rows])
+        return scored([self._episode(task, "train", T, key, row, evaluating=False) for row in rows])
 
     def episodes(self, task: str, split: str, length: int, rows: range) -> list[Episode]:
         """Episodes of evaluation, length + 1 tokens each: a pure function of (task, split, length, row)."""
         digest = hashlib.sha256(f"{task} {split} {length}".encode()).digest()
         key = np.frombuffer(digest, np.uint64, 2) | np.array([EVALUATION, 0], np.uint64)
-        return [self._episode(task, split, length, key, row, dense=True) for row in rows]
+        return [self._episode(task, split, length, key, row, evaluating=True) for row in rows]
 
     def windows(
         self, split: str, length: int, count: int | None = None, rows: int = 32
@@ -240,9 +242,9 @@ class TaskCorpus:
             f"step, answers alone are scored; {self.vocab_size:,} entries and passages of {self.text.name}"
         )
 
-    def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, dense: bool) -> Episode:
+    def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, evaluating: bool) -> Episode:
         draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
-        return TASKS[task][0](draw, length + 1, self._ids, self.text.tokens(split), dense)
+        return TASKS[task][0](draw, length + 1, self._ids, self.text.tokens(split), evaluating)
 
 
 def load(config: data.DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:

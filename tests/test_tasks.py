@@ -87,7 +87,7 @@ def symbols(corpus: TaskCorpus, tokens) -> list[str]:
 
 def training_episodes(corpus: TaskCorpus, task: str, length: int, count: int = 3) -> list[tasks.Episode]:
     key = np.array([5, length], np.uint64)
-    return [corpus._episode(task, "train", length, key, row, dense=False) for row in range(count)]
+    return [corpus._episode(task, "train", length, key, row, evaluating=False) for row in range(count)]
 
 
 # ---- episodes --------------------------------------------------------------------------------------------------------
