@@ -193,7 +193,7 @@ class TaskCorpus:
     """
 
     def __init__(self, name: str, text: data.Corpus) -> None:
-        self.name, self.text, self.sha256 = name, text, data.hash_of([name, text.sha256])
+        self.name, self.text = name, text
         task = name.removeprefix("task:")
         self.tasks = list(TASKS) if task == "all" else [task]
         self.least = max(TASKS[task][2] for task in self.tasks)
@@ -201,7 +201,12 @@ class TaskCorpus:
         self.tokenizer, self.vocab_size, self.end_of_text = text.tokenizer, text.vocab_size, text.end_of_text
         self.encode, self.decode, self.tokens = text.encode, text.decode, text.tokens
         self.token_bytes = torch.zeros_like(text.token_bytes)
-        self._ids = np.array([text.encode(chr(code))[0] for code in range(128)])  # (128,) ASCII to token
+        spelt = [text.encode(chr(code)) for code in range(128)]
+        if any(len(ids) != 1 for ids in spelt[ord("!") :]):
+            raise BadInput("--data.tokenizer has no token for each letter, digit and sign: use bpe or bytes for tasks")
+        self._ids = np.array([ids[0] for ids in spelt])  # (128,) ASCII to token
+        samples = [episode for task in self.tasks for episode in self.episodes(task, "validation", 64, range(4))]
+        self.sha256 = data.hash_of([name, text.sha256, [episode.tokens.tolist() for episode in samples]])
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Training episodes of one step, a pure function of (seed, step): one task, one length.
