@@ -7,6 +7,7 @@ runs/<name>/config.yaml         what was asked, complete
            /longrope.yaml       learned factors (rope.learn_factors) as longrope's lists, a file for --config
            /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
            /lengths.json        loss by length of context, where compare.py measured it
+           /accuracy.json       accuracy by task, length and place, where compare.py measured a run on tasks
            /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
            /wandb/              the same curves, offline unless asked otherwise
 """
@@ -37,7 +38,7 @@ from rope import RopeConfig
 
 FILES = (
     *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("longrope.yaml", "evaluate.png", "wandb"),
+    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb"),
 )
 
 
@@ -88,7 +89,8 @@ class RunFolder:
         self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def result(self, status: str, **values: Any) -> None:
-        """Say how far the run got: running, finished, interrupted or failed."""
+        """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
+        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> None:
