@@ -50,7 +50,7 @@ from positions import SCHEMES, PastTheEnd, Position
 from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
 from tasks import TOKENS_AT_ONCE, TaskCorpus, heat_map, measure, missing, shown_depth
 
-CHUNK = 512  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
+CHUNK = 256  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -98,7 +98,7 @@ class RunConfig:
     out: str | None = None
     name: str | None = None
     seed: int = 0
-    steps: int = 1600
+    steps: int = 2000
     batch_size: int = 4
     micro_batch_size: int | None = None
     learning_rate: float = 3e-3
@@ -213,9 +213,9 @@ def under(old: Run, given: Any) -> dict[str, Any]:
         raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
     values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
     text = ("corpus", "subset", "split", "column", "max_bytes")
-    if old.data.tokenizer == "bpe" and any(
-        given.get(f"data.{n}", values[f"data.{n}"]) != values[f"data.{n}"] for n in text
-    ):
+    before, now = ([part(f"data.{n}", values[f"data.{n}"]) for n in text] for part in (values.get, given.get))
+    before, now = (["kjv" if str(x).startswith("task:") else x for x in part] for part in (before, now))
+    if old.data.tokenizer == "bpe" and before != now:  # tasks have the tokenizer of kjv
         values["data.tokenizer"] = str(old.path / "tokenizer.json")  # a BPE trained on another text would be another
     return values
 
