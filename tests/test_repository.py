@@ -202,7 +202,7 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
 def provide(folder: Path, config: data.DataConfig, text: str, run: Path) -> None:
     """Put the local files that a command names in its folder: text of ours under their names."""
     path = folder / config.corpus.replace("**", "a").replace("*", "a").replace("?", "a")
-    if config.corpus != "kjv":
+    if config.corpus != "kjv" and not config.corpus.startswith("task:"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
             pq.write_table(pa.table({config.column: [text]}), path)
@@ -216,9 +216,11 @@ def provide(folder: Path, config: data.DataConfig, text: str, run: Path) -> None
 def made_small(words: list[str], config: data.DataConfig, small: list[str], out: Path) -> list[str]:
     """A command with everything that takes time overridden by flags after it; it keeps the corpus that it names."""
     pairs = dict(zip(small[::2], small[1::2], strict=True))
-    if config.corpus != "kjv" or "--data.corpus" in words:
+    if config.corpus != "kjv" or "--data.corpus" in words or "configs/tasks.yaml" in words:
         del pairs["--data.corpus"]
         pairs["--data.max_bytes"] = "100000"
+    if config.corpus.startswith("task:"):
+        pairs["--model.seq_len"] = "64"  # room for an episode of every task
     if config.tokenizer != "bpe":
         del pairs["--data.tokenizer"]
     for flag, least in (("--model.n_kv_head", "1"), ("--run.micro_batch_size", "1"), ("--run.compile", "false")):
@@ -262,7 +264,7 @@ def scheme_in(words: list[str]) -> str:
 def is_on_the_hub(config: data.DataConfig) -> bool:
     """Whether the corpus is neither embedded nor a local file, going by its name: the file need not be there yet."""
     is_local = Path(config.corpus).suffix in (".txt", ".jsonl", ".parquet") or re.search(r"[*?]", config.corpus)
-    return config.corpus != "kjv" and not is_local
+    return config.corpus != "kjv" and not config.corpus.startswith("task:") and not is_local
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
@@ -284,6 +286,8 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
             "ran",
         ),
         ("train.py --run.init_from runs/learned --model.seq_len 512 --run.extend_learned repeat", "ran"),
+        ("train.py --config configs/tasks.yaml", "ran"),
+        ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
