@@ -83,7 +83,7 @@ def choose(
 def samples(
     model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, number: int, **kept: Any
 ) -> Iterator[list[int]]:
-    """Draw the next token of every sample, given all before it, again and again.
+    """Draw a token for each sample, N of them, given all before it, again and again.
 
     Args:
         model: in evaluation mode.
@@ -91,11 +91,8 @@ def samples(
         tokens: how many to draw for each.
         temperature: what logits are divided by; 0 takes the likeliest token every time.
         seed: of the first sample's draws; sample i has seed + i.
-        number: of samples (N).
+        number: of samples (N), which one forward pass serves together.
         kept: top_k, top_p and min_p, where they are to leave tokens out.
-
-    Yields:
-        A token for each sample, N of them; one forward pass serves all.
 
     Raises:
         PastTheEnd: when learned positions are used up.
@@ -188,24 +185,18 @@ def write(loaded: Run, ids: list[int], asked: Any) -> None:
 
 
 def rescale(loaded: Run, given: dict[str, Any], length: int) -> None:
-    """Lay `--rope.*` options over the run's own for contexts of up to `length` tokens; warn where that is too far.
-
-    Raises:
-        BadInput: for a run that does not rotate, or options that cannot be.
-    """
+    """Lay `--rope.*` options over the run's own for contexts of up to `length` tokens; warn where that is too far."""
     ((scaling, fields),) = variants(loaded, given, None).items()
     if given:
         loaded.model.position = position_at(loaded, fields, length)
     if scaling is None:
         return
     config, trained = loaded.model.position.config, loaded.model_config.seq_len
-    reach = max(trained, int((config.factor or 1) * (config.original_length or trained)))
-    warning = yarn_warning(config, loaded.model_config.d_head)
-    if length > reach and scaling not in DEPEND_ON_LENGTH:  # those follow the length by themselves
-        by = scaling if config.factor is None else f"{scaling} with rope.factor {config.factor:g}"
+    warning, factor = yarn_warning(config, loaded.model_config.d_head), config.factor or 1
+    if length > max(trained, factor * (config.original_length or trained)) and scaling not in DEPEND_ON_LENGTH:
         warning = (
-            f"{length} tokens of context go past {trained}, the length {loaded.path} was trained at, and rope.scaling "
-            f"{by} reaches {reach}: add --rope.scaling yarn --rope.factor auto"
+            f"{loaded.path} was trained at {trained} tokens, the text may need {length}, and rope.scaling {scaling} "
+            f"(factor {factor:g}) does not reach that far: add --rope.scaling yarn --rope.factor auto"
         )
     if warning:
         print(f"generate.py: warning: {warning}", file=sys.stderr)
@@ -244,10 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     encoded = loaded.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
     ids = encoded or [special_id(loaded.tokenizer, END_OF_TEXT)]
     if (longest := loaded.model.position.longest) is not None and len(ids) > longest:
-        raise BadInput(
-            f"--prompt is {len(ids)} tokens long, and the learned positions of {asked.run} end at {longest}: shorten "
-            f"it, or use a run whose scheme has no end (rope, alibi)"
-        )
+        raise BadInput(f"--prompt: {len(ids)} tokens, and learned positions end at {longest}: shorten it or use rope")
     rescale(loaded, vars(given) if given else {}, len(ids) + asked.tokens - 1)  # the last token drawn is not fed
     if asked.precision == "fp64":
         loaded.model.double()
