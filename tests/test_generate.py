@@ -457,6 +457,10 @@ def test_a_stop_text_may_have_characters_of_several_bytes(tokenizers_of):
     assert fed(tokenizers_of[0], ["ï文"], "naï naï文字")[1].said == "naï na"
 
 
+def test_of_two_stop_texts_in_one_token_the_first_to_stand_there_counts(tokenizers_of):
+    assert fed(tokenizers_of[1], ["deep", "ï", "p"], "in the naïve deep")[1].said == "in the na"
+
+
 def test_generation_ends_at_a_stop_text(decided, text_of, passes):
     flags = ["--prompt", "in the ", "--tokens", "40", "--temperature", "0"]
     loaded = load_run(decided("rope"))
