@@ -13,8 +13,8 @@ How the next token comes out of the logits l, (V,), in this order, each step on 
 
 Sample i draws the numbers of seed + i, whatever the others do: it is the text that `--seed` seed + i gives alone. The
 last digits of logits depend on the number of threads and samples, since sums are taken in another order. The command
-line computes in float64, in which such a digit should decide a draw less than once in 10^12 tokens; in float32
-(`--precision fp32`, faster for large models) it does once in some million, and from there on two texts differ.
+line computes in float64, where they differ by less than 1e-11, and a draw turns on that about as rarely; in float32
+(`--precision fp32`, faster for large models) by some 1e-6: rarely too, but from such a draw on two texts differ.
 """
 
 import codecs
