@@ -381,6 +381,17 @@ def position_at(run_: Run, fields: dict[str, Any], length: int) -> Position:
         raise BadInput(f"--{error}") from error
 
 
+def add_rope_options(parser: Parser) -> None:
+    """Add `--rope.*` as a RopeConfig has it, with a factor that may be `auto`."""
+    parser.add_class_arguments(RopeConfig, "rope", skip={"factor"})
+    parser.add_argument(
+        *("--rope.factor", "--factor"),
+        type=Literal["auto"] | float | None,
+        default=None,
+        help="at least 1, or auto, each length over the original one; where a scaling needs one, auto if not given",
+    )
+
+
 def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dict[str | None, dict[str, Any]]:
     """Scaling to the fields of its RopeConfig, for all that is compared; None, without fields, for other schemes.
 
@@ -448,13 +459,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--scalings", type=str, nargs="+", default=None, help="several rope scalings side by side, or all"
     )
-    parser.add_class_arguments(RopeConfig, "rope", skip={"factor"})
-    parser.add_argument(
-        *("--rope.factor", "--factor"),
-        type=Literal["auto"] | float | None,
-        default=None,
-        help="at least 1, or auto, each length over the original one; where a scaling needs one, auto if not given",
-    )
+    add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
     parser.add_argument(
         "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"

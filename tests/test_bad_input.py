@@ -263,9 +263,35 @@ generate | rope --temperature nan            | --temperature; nan
 generate | rope --temperature .nan           | --temperature nan
 generate | rope --temperature .inf           | --temperature inf
 generate | rope --temperature hot            | --temperature; hot; float
+generate | rope --top_k 0                    | --top_k 0; at least 1
+generate | rope --top_k -5                   | --top_k -5; at least 1
+generate | rope --top_k few                  | --top_k few; int
+generate | rope --top_k 2.5                  | --top_k 2.5; int
+generate | rope --top_p 0                    | --top_p 0; above 0 and at most 1
+generate | rope --top_p 1.01                 | --top_p 1.01; above 0 and at most 1
+generate | rope --top_p .nan                 | --top_p nan; above 0
+generate | rope --min_p -0.1                 | --min_p -0.1; at least 0 and below 1
+generate | rope --min_p 1                    | --min_p 1; below 1
+generate | rope --min_p .nan                 | --min_p nan; below 1
+generate | rope --samples 0                  | --samples 0; at least 1
+generate | rope --samples -2                 | --samples -2; at least 1
+generate | rope --samples two                | --samples; two; int
+generate | rope --stop ''                    | --stop ''; empty
+generate | rope --stop x --stop ''           | --stop ''; empty
+generate | rope --stop                       | --stop
+generate | rope --precision bf16             | --precision; bf16; fp64, fp32
 generate | rope --seed x                     | --seed; x; int
 generate | rope --seed -1                    | --seed -1; at least 0
 generate | rope --seed 99999999999999999999999 | --seed
+generate | rope --seed 9223372036854775807 --samples 2 | --seed 9223372036854775807; every sample
+generate | rope --rope.scaling yran          | --rope.scaling; yran; did you mean yarn
+generate | rope --rope.factor 0.5 --rope.scaling yarn | --rope.factor 0.5; at least 1
+generate | rope --rope.factor 2              | --rope.factor means nothing; rope.scaling none
+generate | rope --rope.factor auto           | --rope.factor means nothing; rope.scaling none
+generate | rope --rope.scaling longrope      | --rope.scaling longrope; rope.long_factor
+generate | rope --rope.scalling yarn         | --rope.scalling; did you mean --rope.scaling
+generate | learned --rope.scaling yarn       | --rope.scaling yarn; learned; only rope
+generate | learned --rope.base 500           | --rope.base 500; learned; only rope
 generate | rope --promt x                    | --promt; did you mean --prompt
 generate | rope --temp 0                     | --temp; did you mean --temperature
 generate | rope rope                         | rope

@@ -3,18 +3,27 @@
 .venv/bin/python -m pytest tests/test_generate.py
 """
 
+import io
+import itertools
+import math
+import os
+import random
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import data
 import generate
 import train
 from checkpoint import load_run
 from cli import BadInput
+from evaluate import overlay, position_at
 from model import Transformer
 from positions import SCHEMES
 
@@ -128,8 +137,8 @@ def test_any_unicode_is_a_prompt_and_the_text_of_a_special_token_is_ordinary(fin
 def test_the_end_of_text_ends_the_text_with_a_note(finished, capsys, monkeypatch):
     real = Transformer.forward
 
-    def ends_soon(self, tokens, positions=None, cache=None):
-        logits = real(self, tokens, positions, cache)
+    def ends_soon(self, tokens, positions=None, cache=None, last=None):
+        logits = real(self, tokens, positions, cache, last)
         logits[..., 0] = 1e9 if cache.used >= 5 else -1e9
         return logits
 
@@ -170,6 +179,378 @@ def test_a_prompt_as_long_as_learned_positions_gets_one_token(finished, at_the_s
     outcome = at_the_shell(generate.main, [str(finished("learned")), "--prompt", "x" * 16, "--tokens", "2"])
     assert outcome.code == 0
     assert "learned positions end at 16" in outcome.out
+
+
+def test_several_samples_stop_at_the_wall_of_learned_positions_each_with_its_text_and_the_note(decided, text_of):
+    alone = text_of(decided("learned"), "--prompt", "0123456789", "--tokens", "20", "--seed", "4")
+    said = samples_in(text_of(decided("learned"), "--prompt", "0123456789", "--tokens", "20", *THREE))
+    assert len(said) == 3
+    assert said[1] == alone
+    assert all("\n[learned positions end at 16" in text for text in said)
+
+
+# ---- which tokens may be drawn ---------------------------------------------------------------------------------------
+
+
+def kept(logits: torch.Tensor) -> list[int]:
+    return logits.isfinite().nonzero().flatten().tolist()
+
+
+HALVES = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    ("k", "left"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])]
+)
+def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last_of_them(k, left):
+    assert kept(generate.keep_top_k(HALVES, k)) == left
+
+
+@pytest.mark.parametrize(("p", "left"), [(1e-9, [1]), (0.49, [1]), (0.51, [1, 3]), (0.74, [1, 3]), (0.76, [0, 1, 3])])
+def test_top_p_keeps_the_fewest_that_hold_p_and_the_first_of_equals(p, left):
+    assert kept(generate.keep_top_p(HALVES, p)) == left
+
+
+def test_top_p_of_equal_tokens_keeps_as_many_as_it_needs():
+    assert kept(generate.keep_top_p(torch.zeros(4), 0.5)) == [0, 1]  # both sums are exact here
+    assert kept(generate.keep_top_p(torch.zeros(4), 0.51)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("p", "left"), [(0.51, [1]), (0.49, [1, 3]), (0.26, [1, 3]), (0.24, [0, 1, 2, 3])])
+def test_min_p_keeps_those_with_that_share_of_the_largest_probability(p, left):
+    assert kept(generate.keep_min_p(HALVES, p)) == left
+
+
+def test_what_leaves_nothing_out_changes_nothing():
+    logits = torch.cat((torch.zeros(5), torch.full((5,), -300.0), torch.tensor([-math.inf])))
+    for same in (generate.keep_top_k(logits, 11), generate.keep_top_p(logits, 1), generate.keep_min_p(logits, 0)):
+        assert torch.equal(same, logits)
+
+
+def test_one_token_is_always_left():
+    rows = torch.stack((torch.zeros(50), torch.randn(50, generator=torch.Generator().manual_seed(0)) * 100))
+    strictest = generate.keep_min_p(generate.keep_top_p(generate.keep_top_k(rows, 1), 1e-12), 1 - 1e-12)
+    assert strictest.isfinite().any(-1).all()
+    assert strictest[1].argmax() == rows[1].argmax()
+
+
+def test_each_leaves_what_the_transformers_library_leaves():
+    from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(200, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    for ours, theirs in (
+        (generate.keep_top_k(logits, 7), TopKLogitsWarper(7)(None, logits)),
+        (generate.keep_top_p(logits, 0.8), TopPLogitsWarper(0.8)(None, logits)),
+        (generate.keep_min_p(logits, 0.1), MinPLogitsWarper(0.1)(None, logits)),
+    ):
+        assert torch.equal(ours, theirs)
+        assert 0 < ours.isfinite().sum() < ours.numel()
+
+
+def test_the_number_drawn_falls_on_the_sum_of_probabilities():
+    u = torch.tensor([[0.0], [0.124], [0.126], [0.624], [0.626], [0.749], [0.751], [1 - 2**-53]], dtype=torch.float64)
+    drawn = generate.choose(HALVES.expand(len(u), -1), u, temperature=1)
+    assert drawn.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    middle = torch.tensor([-math.inf, 0, -math.inf, 0, -math.inf])  # and what has no probability is never drawn
+    ends = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
+    assert generate.choose(middle.expand(3, -1), ends, temperature=1).flatten().tolist() == [1, 3, 3]
+
+
+def test_temperature_comes_first_then_top_k_then_top_p():
+    u = torch.tensor([[0.999]], dtype=torch.float64)  # draws the last token that is left
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert generate.choose(logits, u, 1, top_p=0.5) == 1
+    assert generate.choose(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
+    assert generate.choose(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
+    assert generate.choose(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
+    assert generate.choose(logits, u, 1, min_p=0.65) == 1
+
+
+def test_a_temperature_near_0_is_the_likeliest_token():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for temperature in (1e-300, 1e-5):
+        assert generate.choose(logits, torch.tensor([[0.9]], dtype=torch.float64), temperature) == 1
+
+
+def test_top_k_1_is_greedy_and_the_options_reach_the_draws(decided, text_of):
+    flags = ["--prompt", "in", "--tokens", "30", "--temperature", "3"]
+    likeliest = text_of(decided("rope"), "--prompt", "in", "--tokens", "30", "--temperature", "0")
+    assert text_of(decided("rope"), *flags) != likeliest
+    for option in (("--top_k", "1"), ("--top_p", "1e-6"), ("--min_p", "0.999999")):
+        assert text_of(decided("rope"), *flags, *option) == likeliest
+
+
+# ---- one text for one seed -------------------------------------------------------------------------------------------
+
+THREE = ["--samples", "3", "--seed", "3"]
+
+
+def samples_in(said: str) -> list[str]:
+    """The texts of several samples, without their headers."""
+    return re.split(r"(?m)^--- sample \d+ of \d+ \(alone: --seed \d+\)\n", said)[1:]
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every forward pass from here on: tokens and logits."""
+    real, seen = Transformer.forward, []
+
+    def forward(self, tokens, positions=None, cache=None, last=None):
+        logits = real(self, tokens, positions, cache, last)
+        seen.append((tokens, logits))
+        return logits
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    return seen
+
+
+def test_one_seed_gives_one_text_on_one_thread_and_two_alone_and_beside_others(decided, text_of, passes):
+    flags = ["--prompt", "in the beginning God created the heaven", "--tokens", "30", "--temperature", "1"]
+    texts, logits = [], []
+    for threads, samples in ((1, 1), (2, 1), (1, 4), (2, 4)):
+        torch.set_num_threads(threads)
+        passes.clear()
+        said = text_of(decided("rope"), *flags, "--seed", "3", "--samples", str(samples))
+        texts.append(said if samples == 1 else samples_in(said)[0])
+        logits.append(torch.stack([row[0, -1] for _, row in passes]))
+    assert len(set(texts)) == 1
+    assert all(row.dtype == torch.float64 for row in logits)
+    assert max((row - logits[0]).abs().max() for row in logits) < 1e-11  # in float32 1e-6: too near for a long text
+
+
+def test_sample_i_is_the_text_of_seed_plus_i_however_many_there_are(finished, text_of):
+    flags = ["--prompt", "God", "--tokens", "30", "--temperature", "1", "--top_k", "20"]
+    three = samples_in(text_of(finished("rope"), *flags, *THREE))
+    assert len(set(three)) == 3
+    assert three == [text_of(finished("rope"), *flags, "--seed", seed) for seed in "345"]
+    assert samples_in(text_of(finished("rope"), *flags, "--samples", "2", "--seed", "3")) == three[:2]
+
+
+def test_asking_for_more_tokens_goes_on_with_the_same_text(finished):
+    model = load_run(finished("rope")).model
+    long = list(generate.sample(model, [70, 80], 60, temperature=1, seed=2))
+    assert list(generate.sample(model, [70, 80], 20, temperature=1, seed=2)) == long[:20]
+
+
+def test_all_samples_go_through_one_pass_a_token_that_computes_the_last_logits_alone(finished, text_of, passes):
+    text_of(finished("rope"), "--prompt", "in the", "--tokens", "5", *THREE)
+    assert [tuple(tokens.shape) for tokens, _ in passes] == [(3, 6), (3, 1), (3, 1), (3, 1), (3, 1)]
+    assert {tuple(logits.shape[:2]) for _, logits in passes} == {(3, 1)}
+
+
+def test_the_cache_is_allocated_once_and_written_in_place(finished, monkeypatch):
+    model, caches, places = load_run(finished("rope")).model, [], set()
+    real = model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *size: caches.append(real(*size)) or caches[-1])
+    for _ in generate.sample(model, [70, 80], 20, temperature=1, seed=0):
+        (cache,) = caches
+        places.add((cache.keys.data_ptr(), cache.values.data_ptr(), cache.tokens.data_ptr()))
+    assert len(places) == 1
+    assert cache.keys.shape[-2] == cache.used == 21  # the last token drawn is not needed
+
+
+# ---- text as it comes ------------------------------------------------------------------------------------------------
+
+
+def test_one_sample_is_printed_and_flushed_before_the_next_token_is_computed(finished, monkeypatch):
+    class Screen(io.StringIO):
+        flushed = ""
+
+        def flush(self):
+            self.flushed = self.getvalue()
+
+    screen, seen, real = Screen(), [], Transformer.forward
+
+    def forward(self, *args, **kwargs):
+        seen.append(screen.flushed)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(sys, "stdout", screen)
+    generate.main([str(finished("rope")), "--prompt", "in the ", "--tokens", "12", "--temperature", "0"])
+    whole = screen.getvalue().removesuffix("\n")
+    assert whole.isascii()  # so that every token is a character
+    assert seen == [whole[: len("in the ") + i] for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of(finished, text):
+    """A tokenizer of bytes, and one of pairs of bytes with an added token that has a space."""
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = list(data.SPECIAL_TOKENS[:1])
+    pairs.train_from_iterator(
+        [text], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    )
+    pairs.add_tokens(["naïve deep"])
+    return load_run(finished("rope")).tokenizer, pairs
+
+
+def test_pieces_are_whole_characters_and_nothing_is_lost(tokenizers_of):
+    original = "naïve 文字 \U0001f600, e\u0301\r\n"
+    for tokenizer in tokenizers_of:
+        whole = generate.Text(tokenizer, [])
+        pieces = [whole.add(token) for token in tokenizer.encode(original).ids]
+        assert "".join(pieces) == whole.said == original
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert whole.add(None) == ""
+
+
+def test_pieces_of_any_tokens_are_together_what_the_tokenizer_decodes(tokenizers_of):
+    draw = random.Random(0)
+    for tokenizer in tokenizers_of:
+        end = tokenizer.token_to_id(data.SPECIAL_TOKENS[0])
+        ids = [i for i in range(tokenizer.get_vocab_size()) if i != end]
+        broken = [i for i in ids if "\ufffd" in tokenizer.decode([i])]
+        for trial in range(200):
+            tokens = draw.choices(broken if trial % 2 else ids, k=draw.randrange(1, 12))
+            text = generate.Text(tokenizer, [])
+            pieces = [text.add(token) for token in [*tokens, None]]
+            assert "".join(pieces) == text.said == tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def test_a_byte_that_begins_no_character_is_printed_at_once(tokenizers_of):
+    text = generate.Text(tokenizers_of[0], [])
+    assert text.add(0xFF + 3) == "\ufffd"
+    assert text.add("é".encode()[0] + 3) == ""
+    assert text.add(None) == "\ufffd"
+
+
+def test_a_reader_that_leaves_early_is_no_error(finished, monkeypatch):
+    read, written = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patch:
+        pipe = os.fdopen(written, "w")
+        patch.setattr(sys, "stdout", pipe)
+        generate.main([str(finished("rope")), "--prompt", "in", "--tokens", "3"])
+        pipe.close()  # which flushes: the pipe would complain again
+
+
+# ---- stop texts ------------------------------------------------------------------------------------------------------
+
+
+def fed(tokenizer, stops: list[str], words: str) -> tuple[list[str], generate.Text]:
+    """The pieces that come of a text's bytes, one by one and with an end, and the text they make."""
+    text = generate.Text(tokenizer, stops)
+    return [text.add(token) for token in [*tokenizer.encode(words).ids, None]], text
+
+
+def test_a_stop_text_ends_the_text_before_it_and_is_not_part_of_it(tokenizers_of):
+    for tokenizer in tokenizers_of:
+        _, text = fed(tokenizer, ["\n\n", "deep"], "in the\nbeginning\n\nGod and the deep")
+        assert text.said == "in the\nbeginning"
+        assert (text.over, text.note) == (True, "")
+        _, text = fed(tokenizer, ["\n\n", "beginning"], "in the\nbeginning\n\nGod")
+        assert text.said == "in the\n"
+
+
+def test_what_might_become_a_stop_text_is_held_back_and_given_when_it_does_not(tokenizers_of):
+    pieces, text = fed(tokenizers_of[0], ["aab", "xyz"], "aaaac xy")
+    assert pieces == ["", "", "a", "a", "aac", " ", "", "", "xy"]
+    assert text.said == "aaaac xy"
+    pieces, text = fed(tokenizers_of[0], ["aab"], "aaabc")
+    assert (pieces, text.said) == (["", "", "a", "", "", ""], "a")
+
+
+def test_a_stop_text_may_have_characters_of_several_bytes(tokenizers_of):
+    assert fed(tokenizers_of[0], ["ï文"], "naï naï文字")[1].said == "naï na"
+
+
+def test_of_two_stop_texts_in_one_token_the_first_to_stand_there_counts(tokenizers_of):
+    assert fed(tokenizers_of[1], ["deep", "ï", "p"], "in the naïve deep")[1].said == "in the na"
+
+
+def test_generation_ends_at_a_stop_text(decided, text_of, passes):
+    flags = ["--prompt", "in the ", "--tokens", "40", "--temperature", "0"]
+    loaded = load_run(decided("rope"))
+    drawn = loaded.tokenizer.decode(greedy(loaded.model, loaded.tokenizer.encode("in the ").ids, 40))
+    stop = drawn[10:13]
+    passes.clear()
+    assert text_of(decided("rope"), *flags, "--stop", "nowhere", "--stop", stop) == f"in the {drawn.split(stop)[0]}\n"
+    assert len(passes) < 40
+
+
+def test_a_stop_text_in_the_prompt_stops_nothing(finished, text_of):
+    flags = ["--prompt", "in the ", "--tokens", "8", "--temperature", "0"]
+    assert text_of(finished("rope"), *flags, "--stop", "in the ") == text_of(finished("rope"), *flags)
+
+
+def test_samples_stop_each_at_its_own_place(finished, text_of):
+    flags = ["--prompt", "in", "--tokens", "40", "--temperature", "1"]
+    whole = samples_in(text_of(finished("rope"), *flags, *THREE))
+    stopped = samples_in(text_of(finished("rope"), *flags, *THREE, "--stop", "e", "--stop", r"\n"))
+    assert stopped == [re.split("[e\n]", text[2:])[0].join(("in", "\n")) for text in whole]
+    assert len({len(text) for text in stopped}) > 1
+
+
+# ---- past the trained length -----------------------------------------------------------------------------------------
+
+LISTS = ["--rope.short_factor", "[1, 1, 1, 1]", "--rope.long_factor", "[1, 2, 3, 4]"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["linear"],
+        ["ntk"],
+        ["dynamic"],
+        ["dynamic", "--rope.factor", "2"],
+        ["yarn", "--rope.beta_fast", "2"],
+        ["yarn", "--rope.factor", "4", "--rope.attention_factor", "1.5"],
+        ["longrope", *LISTS],
+        ["llama3", "--rope.factor", "auto"],
+        ["proportional", "--rope.fraction", "0.5"],
+        ["none", "--rope.base", "500"],
+    ],
+    ids=" ".join,
+)
+def test_every_scaling_draws_what_full_passes_draw_across_the_trained_length(decided, text_of, flags):
+    folder, prompt, tokens = decided("rope"), "in the ", 40  # seq_len is 16
+    loaded = load_run(folder)
+    ids = loaded.tokenizer.encode(prompt).ids
+    unscaled = greedy(loaded.model, ids, tokens)
+    flags = ["--rope.scaling", *flags]
+    given = dict(
+        zip([flag.removeprefix("--rope.") for flag in flags[::2]], map(yaml.safe_load, flags[1::2]), strict=True)
+    )
+    fields = overlay(loaded.model_config.rope, given, given["scaling"], 16)
+    loaded.model.position = position_at(loaded, fields, len(ids) + tokens - 1)
+    drawn = greedy(loaded.model, ids, tokens)
+    shown = list(itertools.takewhile(loaded.tokenizer.token_to_id(data.SPECIAL_TOKENS[0]).__ne__, drawn))
+    note = "[the model ended its text]\n" if len(shown) < tokens else ""
+    said = text_of(folder, "--prompt", prompt, "--tokens", str(tokens), "--temperature", "0", *flags)
+    assert said == prompt + loaded.tokenizer.decode(shown, skip_special_tokens=False) + "\n" + note
+    assert len(shown) > 20  # past the trained length
+    assert drawn != unscaled  # and the options did something
+
+
+def test_factor_auto_is_the_longest_context_over_the_trained_length(decided, text_of):
+    flags = ["--prompt", "in the ", "--tokens", "42", "--temperature", "0", "--rope.scaling", "linear"]  # 7 + 42 - 1
+    assert text_of(decided("rope"), *flags) == text_of(decided("rope"), *flags, "--rope.factor", "3")
+    assert text_of(decided("rope"), *flags) != text_of(decided("rope"), *flags, "--rope.factor", "3.5")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "flags", "warned"),
+    [
+        ("rope", ["--tokens", "10"], False),  # 7 + 10 tokens, of which the last is not fed
+        ("rope", ["--tokens", "11"], True),
+        ("alibi", ["--tokens", "11"], False),
+        ("rope", ["--tokens", "26", "--rope.scaling", "linear"], False),
+        ("rope", ["--tokens", "26", "--rope.scaling", "linear", "--rope.factor", "2"], False),
+        ("rope", ["--tokens", "27", "--rope.scaling", "linear", "--rope.factor", "2"], True),
+        ("rope", ["--tokens", "27", "--rope.scaling", "dynamic", "--rope.factor", "2"], False),
+    ],
+)
+def test_rope_that_is_not_scaled_far_enough_is_warned_of_in_one_line(finished, at_the_shell, scheme, flags, warned):
+    outcome = at_the_shell(generate.main, [str(finished(scheme)), "--prompt", "in the ", *flags])
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    assert len(lines) == warned
+    if warned:
+        for word in ("warning", "16 tokens", str(6 + int(flags[1])), "--rope.scaling yarn"):
+            assert word in lines[0]
 
 
 # ---- runs that cannot be used ----------------------------------------------------------------------------------------
