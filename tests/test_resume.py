@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -381,6 +382,7 @@ def test_a_planted_pickle_is_refused_and_never_run(mine, tmp_path, capsys, way):
 
     buffer = io.BytesIO()
     torch.save({"state": {"step": 6}, "optimizer": Evil()}, buffer)
+    warnings.simplefilter("ignore")  # PyTorch's, about a file that it did not write
     payload = buffer.getvalue() if way == "torch.save" else pickle.dumps({"state": {"step": 6}, "optimizer": Evil()})
     torch.load(io.BytesIO(payload), weights_only=False) if way == "torch.save" else pickle.loads(payload)
     assert (tmp_path / "run_by_pickle").exists()  # it works on whoever lets it
@@ -443,7 +445,7 @@ def test_whichever_write_of_a_checkpoint_fails_the_one_before_is_whole(tmp_path,
             except OSError as error:
                 if error.errno != code:
                     raise
-        assert last_whole(path).state["step"] in ((1, 2) if attribute in ("flush_folder", "os.fsync") else (1,))
+        assert last_whole(path).state["step"] in ((1, 2) if name in ("flush_folder", "os.fsync") else (1,))
         assert read_checkpoint(path / "checkpoints" / "step-1").state["step"] == 1
         assert not list((path / "checkpoints").glob(".*"))
         n, failures = n + 1, failures + 1
@@ -482,7 +484,10 @@ def test_a_run_whose_disk_fills_up_says_what_it_has_and_goes_on_when_there_is_ro
     ("flags", "names"),
     [
         (["--run.learning_rate", "0.01"], ["run.learning_rate 0.003, not 0.01"]),
-        (["--run.seed", "1", "--model.d_model", "32"], ["run.seed 0, not 1", "model.d_model 16, not 32"]),
+        (
+            ["--run.seed", "1", "--model.d_model", "32"],
+            ["run.seed 0, not 1", "model.d_model 16, not 32", "model.d_ff 32, not 64"],
+        ),
         (["--model.rope.base", "500"], ["model.rope.base 10000.0, not 500.0"]),
         (["--model.position", "alibi"], ["model.position rope, not alibi"]),
         (["--data.tokenizer", "bpe"], ["data.tokenizer bytes, not bpe"]),
@@ -764,18 +769,26 @@ def test_a_bad_step_stops_the_run_with_history_causes_and_the_last_checkpoint(
     assert last_whole(folder).state["step"] == 4
 
 
-def test_skip_leaves_the_weights_of_that_step_and_counts_it(small, tmp_path, whole, monkeypatch):
-    weights = []
+def test_skip_leaves_the_weights_of_that_step_and_counts_it(small, tmp_path, whole, monkeypatch, capsys):
+    assert result(whole())["skipped"] == 0
     spoil(monkeypatch, 6)
     folder = run(small, tmp_path / "run", "--run.on_nan", "skip", "--run.save_every", "1", "--run.steps", "6")
     weights = [read_checkpoint(folder / "checkpoints" / f"step-{step}") for step in (5, 6)]
     for name, before in weights[0].weights.items():
         assert torch.equal(before, weights[1].weights[name])
     assert result(folder)["skipped"] == 1
+    assert "step     6  skipped: the loss is nan" in (said := capsys.readouterr().out)
+    assert "1 step skipped" in said
     (skipped,) = [event for event in events(folder) if "skipped" in event]
     assert (skipped["step"], skipped["skipped"], skipped["loss"]) == (6, 1, None)
     assert [event["step"] for event in events(folder) if event["split"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert result(whole())["skipped"] == 0
+
+
+def test_a_run_whose_last_weights_give_no_number_is_not_called_finished(small, tmp_path, monkeypatch):
+    looks(monkeypatch, 5.0, 4.0, 4.0, math.nan)
+    with pytest.raises(RunFailed, match=r"validation loss is nan after the last step"):
+        run(small, tmp_path / "run", "--run.on_nan", "skip")
+    assert result(tmp_path / "run")["status"] == "failed"
 
 
 def test_a_run_that_stopped_at_a_bad_step_may_go_on_past_it(small, tmp_path, monkeypatch):
