@@ -569,8 +569,8 @@ def not_finite(loss: float, norm: float, step: int, config: RunConfig, folder: R
     return (
         f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1} of {config.steps}, after losses of "
         f"{history}. Likely causes: a rate that is too high (try a lower --run.learning_rate than "
-        f"{config.learning_rate:g}, or a longer --run.warmup), numbers that bf16 is too coarse for (--run.precision fp32), or a text "
-        f"that is odd there (--run.on_nan skip passes over it). "
+        f"{config.learning_rate:g}, or a longer --run.warmup), numbers that bf16 is too coarse for (--run.precision "
+        f"fp32), or a text that is odd there (--run.on_nan skip passes over it). "
         + (f"The last whole checkpoint is of step {folder.saved}" if folder.saved else "There is no checkpoint yet")
         + f"; what was logged is in {config.out}"
     )

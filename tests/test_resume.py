@@ -118,6 +118,7 @@ def whole(small, tmp_path_factory) -> Callable[[str], Path]:
             folders[scheme] = run(small, tmp_path_factory.mktemp("whole") / scheme, "--model.position", scheme)
         return folders[scheme]
 
+    folder()  # here, where no test has broken anything yet
     return folder
 
 
