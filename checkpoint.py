@@ -7,6 +7,7 @@ runs/<name>/config.yaml         what was asked, complete
            /longrope.yaml       learned factors (rope.learn_factors) as longrope's lists, a file for --config
            /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
            /lengths.json        loss by length of context, where compare.py measured it
+           /accuracy.json       accuracy by task, length and place, where compare.py measured a run on tasks
            /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
            /wandb/              the same curves, offline unless asked otherwise
            /.lock               held by the process that writes here; the system lets go of it when that process ends
@@ -55,7 +56,7 @@ from rope import RopeConfig
 
 FILES = (
     *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("longrope.yaml", "evaluate.png", "wandb", "checkpoints"),
+    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb", "checkpoints"),
 )
 
 # A resumed run may change these: they say where it works and what it shows, and touch its result by rounding at most.
@@ -362,7 +363,8 @@ class RunFolder:
         self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def result(self, status: str, **values: Any) -> None:
-        """Say how far the run got: running, finished, interrupted or failed."""
+        """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
+        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def checkpoint(self, model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -405,6 +407,7 @@ class RunFolder:
         """Remove a step's checkpoint, if there is one; renamed first, so that a half-removed one is never read."""
         folder, aside = self.path / "checkpoints" / f"step-{step}", self.path / "checkpoints" / f".old-{step}"
         if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -452,9 +455,17 @@ def read_result(path: Path) -> dict[str, Any]:
     return {}
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run's metrics.jsonl, a half-written last line left out."""
+def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a run's metrics.jsonl, a half-written last line left out.
+
+    Args:
+        path: the run folder.
+        tail: only those in this many bytes at its end.
+    """
     with contextlib.suppress(FileNotFoundError), open(path / "metrics.jsonl", encoding="utf-8") as file:
+        if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
+            file.seek(size - tail)
+            file.readline()  # the line that was cut
         for line in file:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)

@@ -3,6 +3,7 @@
     python compare.py                                            sinusoidal, learned, alibi and rope, one seed
     python compare.py --schemes rope alibi --seeds 0 1 2         with intervals
     python compare.py --schemes rope none --model.d_model 256 --out runs/wide
+    python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks (tasks.py) instead of loss on text
 
 Takes every option of train.py. Runs go side by side, one per core. Runs that are already finished are not repeated,
 so a stopped comparison goes on where it was, each run from its last whole checkpoint.
@@ -16,24 +17,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
 import data
 import train
 from checkpoint import load_run, other_values, read_metrics, read_result, versions, write_whole
 from cli import BadInput, RunFailed, nearest, run
-from evaluate import loss_by_length
+from evaluate import loss_by_length, target_figures
 from model import ModelConfig
 from positions import SCHEMES
 from rope import RopeConfig
+from tasks import TaskCorpus, heat_map, measure, missing
 
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
     "none": ("#999999", (0, (1, 1)), "x"),
@@ -44,16 +48,9 @@ STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apar
     "rope": ("#D55E00", "-", "o"),
 }
 HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
-HARMLESS = {
-    "out",
-    "name",
-    "threads",
-    "overwrite",
-    "resume",
-    "save_every",
-    "on_nan",
-    "wandb",
-}  # options of a run that leave its result alone
+# options of a run that leave its result alone
+HARMLESS = {"out", "name", "threads", "overwrite", "resume", "save_every", "on_nan", "wandb"}
+TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
 
@@ -173,8 +170,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     summary = summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     draw(summary, out / "curves.png", out)
+    if on_tasks(summary):
+        draw_accuracy(summary, out / "accuracy.png")
     write_whole(out / "report.md", report(summary))
-    print("\n" + "\n".join(table(summary)) + "\n\n" + "\n".join(findings(summary)))
+    print("\n" + "\n".join([*table(summary), "", *accuracy_table(summary), *findings(summary)]))
     print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
     return summary
 
@@ -227,8 +226,35 @@ def work(job: Job) -> None:
     _, autocast = train.pick_precision(job.run.precision, device)
     loaded = load_run(job.folder, str(device))
     corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
-    losses = loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
+    if isinstance(corpus, TaskCorpus):
+        figures = partial(target_figures, loaded.model, device=device, autocast=autocast)
+        rows = accuracies(corpus, job.lengths, loaded.model.position.longest, figures)
+        write_whole(job.folder / "accuracy.json", json.dumps(rows, indent=2) + "\n")
+        losses = {length: mean_loss([row for row in rows if row["length"] == length]) for length in job.lengths}
+    else:
+        losses = loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
+
+
+def accuracies(
+    corpus: TaskCorpus, lengths: list[int], wall: int | None, figures: Callable[[Tensor, Tensor], Tensor]
+) -> list[dict[str, Any]]:
+    """`tasks.measure` of every task and length: None for lengths past the wall, or too short for an episode."""
+    rows = []
+    for task in corpus.tasks:
+        for length in lengths:
+            can = corpus.least <= length <= min(corpus.longest("validation"), wall or length)
+            cells = measure(corpus, task, "validation", length, TRIALS, figures) if can else missing()
+            rows += [{"task": task, "length": length, **cell} for cell in cells]
+    return rows
+
+
+def mean_loss(rows: list[dict[str, Any]]) -> float | None:
+    """Nats per scored token over all tasks; None where there are none."""
+    whole = [row for row in rows if row["depth"] is None]
+    if any(row["loss"] is None for row in whole):
+        return None
+    return sum(row["loss"] * row["tokens"] for row in whole) / sum(row["tokens"] for row in whole)
 
 
 def work_alone(job: Job, log: Path) -> None:
@@ -289,7 +315,7 @@ def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
     """Bring a job's bar up to the last event of its run; where there is no screen, a line at every tenth of the way."""
     if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
         return  # the folder of a run before
-    events = [event for event in read_metrics(job.folder) if event["split"] == "train"]
+    events = [event for event in read_metrics(job.folder, tail=2000) if event["split"] == "train"]
     if not events or events[-1]["step"] == bar.n:
         return
     before, step, loss = bar.n, events[-1]["step"], events[-1]["loss"]
@@ -323,6 +349,13 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
                 "versions": result["versions"],
             }
         )
+        if job.data.corpus.startswith("task:"):
+            rows = json.loads((job.folder / "accuracy.json").read_text())
+            by_length: dict[str, dict[str, float | None]] = {}
+            for row in rows:
+                if row["depth"] is None:
+                    by_length.setdefault(row["task"], {})[str(row["length"])] = row["accuracy"]
+            runs[-1] |= {"accuracy_by_length": by_length, "accuracy": rows}
     for run_ in runs:
         first = next(other for other in runs if other["seed"] == run_["seed"])
         for name, what in (
@@ -433,8 +466,42 @@ def table(summary: dict[str, Any]) -> list[str]:
     return markdown(rows)
 
 
+def on_tasks(summary: dict[str, Any]) -> bool:
+    """Whether the comparison is on tasks and not on text."""
+    return summary["config"]["data"]["corpus"].startswith("task:")
+
+
+def accuracy_table(summary: dict[str, Any]) -> list[str]:
+    """Accuracy by task, scheme and length as a Markdown table; nothing for a comparison on text."""
+    if not on_tasks(summary):
+        return []
+    trained, by_length = summary["config"]["model"]["seq_len"], summary["runs"][0]["accuracy_by_length"]
+    lengths = list(next(iter(by_length.values())))
+    rows = [["task", "scheme", *(f"at {n}" + (" (trained)" if int(n) == trained else "") for n in lengths)]]
+    for task in by_length:
+        for scheme, runs in by_scheme(summary).items():
+            cells = [shown((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
+            rows.append([task, scheme, *cells])
+    return [*markdown(rows), ""]
+
+
+def task_findings(summary: dict[str, Any]) -> list[str]:
+    """What the accuracies say, a sentence a task."""
+    trained, by_length = str(summary["config"]["model"]["seq_len"]), summary["runs"][0]["accuracy_by_length"]
+    lines = []
+    for task, lengths in by_length.items():
+        far, parts = list(lengths)[-1], []
+        for scheme, runs in by_scheme(summary).items():
+            inside, outside = (shown((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
+            parts.append(f"{scheme} {inside}, {outside}")
+        lines.append(f"{task}, whole answers right at {trained} and at {far} tokens: {'; '.join(parts)}.")
+    return lines
+
+
 def findings(summary: dict[str, Any]) -> list[str]:
     """What the figures say, in sentences."""
+    if on_tasks(summary):
+        return task_findings(summary)
     groups, trained = by_scheme(summary), summary["config"]["model"]["seq_len"]
     lengths = list(summary["runs"][0]["loss_by_length"])
     order = ", ".join(f"{scheme} {shown(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
@@ -503,9 +570,10 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     right.set_xscale("log", base=2)
     ticks = [int(length) for length in summary["runs"][0]["loss_by_length"]]
     right.set_xticks(ticks, [str(tick) for tick in ticks])
-    right.set(
-        xlabel="tokens of context", ylabel="loss on the same last tokens, nats", title="Same targets, other lengths"
+    scored, title = (
+        ("answers", "Other lengths") if on_tasks(summary) else ("the same last tokens", "Same targets, other lengths")
     )
+    right.set(xlabel="tokens of context", ylabel=f"loss on {scored}, nats", title=title)
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, handlelength=4.5)
@@ -513,11 +581,24 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     plt.close(figure)
 
 
+def draw_accuracy(summary: dict[str, Any], path: Path) -> None:
+    """Heat maps, one a task: accuracy by scheme and length, means over seeds."""
+    panels = []
+    for task in summary["runs"][0]["accuracy_by_length"]:
+        cells: dict[tuple[str, int], float | None] = {}
+        for scheme, runs in by_scheme(summary).items():
+            for length in runs[0]["accuracy_by_length"][task]:
+                values = [run_["accuracy_by_length"][task][length] for run_ in runs]
+                cells[scheme, int(length)] = None if None in values else mean(values)
+        panels.append((task, cells))
+    heat_map([panels], summary["config"]["model"]["seq_len"], path)
+
+
 REPORT = """\
 # How should a transformer know order?
 
 The question: {n_layer} layers, {d_model} wide, {n_head} heads, trained on {corpus} for {steps} steps of {rows} x
-{trained} tokens, once for each way of knowing order: {schemes}. Which predicts text better inside the trained length,
+{trained} tokens, once for each way of knowing order: {schemes}. {question} inside the trained length,
 and which past it?
 
 ## What came out
@@ -526,9 +607,7 @@ and which past it?
 
 {table}
 
-Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
-of the last step. `loss at` columns score the same targets, the last {scored} tokens of up to 256 shared windows of
-the validation split, under every length of context, in nats per token. {certainty} {rates}
+{explained} {certainty} {rates}
 
 ![validation loss against steps, and loss against context length](curves.png)
 
@@ -543,18 +622,44 @@ really used; a comparison in which they differ is refused.
 
 - Small models, short training, one text: the order at scale may be another. Gaps inside the trained length are known to
   shrink with training.
-- A low loss far out shows that a model survives long contexts, not that it uses them: alibi, say, looks at near tokens
-  and scores much the same when the far ones are cut off.
+{limit}
 - RoPE is shown as trained, without any of the scalings made for longer contexts.
 
 Made at commit {commit} with {machine}; {how}.
 """
 
 
+ON_TEXT = {
+    "question": "Which predicts text better",
+    "explained": """\
+Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
+of the last step. `loss at` columns score the same targets, the last {scored} tokens of up to 256 shared windows of
+the validation split, under every length of context, in nats per token.""",
+    "limit": """\
+- A low loss far out shows that a model survives long contexts, not that it uses them: alibi, say, looks at near tokens
+  and scores much the same when the far ones are cut off.""",
+}
+ON_TASKS = {
+    "question": "Which fetches what it has read more surely",
+    "explained": """\
+![accuracy by scheme and length of context, a heat map a task](accuracy.png)
+
+{accuracy}
+Accuracy is the part of all answers of which every token is the model's likeliest, each after the right ones before it
+(teacher forcing), over at least {trials} trials a cell, the same for all schemes. summary.json has it by where in the
+context the source stands, with the distance in tokens, too. Losses are nats per token of the answers; bits per byte
+mean nothing here.""",
+    "limit": """\
+- A scheme that did not learn a task inside the trained length says nothing about length: look there first. Such tasks
+  are learned abruptly, and when that happens differs from seed to seed.""",
+}
+
+
 def report(summary: dict[str, Any]) -> str:
     """The comparison as a page."""
     config, runs = summary["config"], summary["runs"]
     model, seeds = config["model"], {run_["seed"] for run_ in runs}
+    words = ON_TASKS if on_tasks(summary) else ON_TEXT
     proof = [["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens a second"]]
     proof += [
         [
@@ -573,7 +678,13 @@ def report(summary: dict[str, Any]) -> str:
         steps=config["run"]["steps"],
         rows=config["run"]["batch_size"],
         trained=model["seq_len"],
-        scored=min(32, *(int(length) for length in runs[0]["loss_by_length"])),
+        question=words["question"],
+        explained=words["explained"].format(
+            scored=min(32, *(int(length) for length in runs[0]["loss_by_length"])),
+            accuracy="\n".join(accuracy_table(summary)),
+            trials=TRIALS,
+        ),
+        limit=words["limit"],
         schemes=", ".join(by_scheme(summary)),
         findings="\n".join(f"- {line}" for line in findings(summary)),
         table="\n".join(table(summary)),

@@ -58,7 +58,8 @@ class DataConfig:
 
     Args:
         corpus: `kjv` (embedded, needs no network), local files (a path, a glob, a name ending in .txt, .jsonl or
-            .parquet; any other ending is read as plain text), or a Hugging Face dataset (owner/name, streamed).
+            .parquet; any other ending is read as plain text), a Hugging Face dataset (owner/name, streamed), or a
+            task of tasks.py (task:copy, task:reverse, task:recall, task:induction, task:passkey, task:all).
         subset: the hub dataset's subset.
         split: the hub dataset's split; train, validation and test are then cut from it.
         column: the column that holds the text, for .jsonl, .parquet and the hub.
@@ -269,6 +270,10 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> Corpus
         BadInput: a corpus, tokenizer or cache that cannot be used, or a split shorter than one window.
         OSError: no space left; nothing half made stays behind.
     """
+    if config.corpus.startswith("task:"):
+        import tasks  # here, since tasks.py imports this file
+
+        return tasks.load(config, seed, batch_size, seq_len)
     source = find_source(config)
     settings = {key: value for key, value in asdict(config).items() if key != "cache"}
     if config.tokenizer not in ("bpe", "bytes"):

@@ -14,12 +14,15 @@ per token, counted in one of these ways:
     by-position       the windows again, by how many tokens stand before the target, in buckets that double
     shuffled-prefix   as fixed, but in every window the tokens before the last trained-length ones are put in random
                       order: if that costs nothing, order far away does not matter to the model
+    retrieval         for runs trained on a task of tasks.py, and alone for them: accuracy of whole answers, each token
+                      of them after the right ones, by length and by where in the context the source stands
 
-Beside every loss stands what merely cropping gives, so that a gain from length can be told from bare survival: the run
-as it was trained, without the scaling, scores the same targets from at most the last trained-length tokens of the same
-window. Where a window holds more targets than one, those windows slide by the stride too, and a target late in a window
-sees between trained length - stride + 1 and trained length tokens. The trained length of a tuned run is the one it was
-tuned at; against cropping the run it came from, compare with that run's own figures at the same lengths.
+Beside every loss and accuracy stands what merely cropping gives, so that a gain from length can be told from bare
+survival: the run as it was trained, without the scaling, scores the same targets from at most the last trained-length
+tokens of the same window. Where a window holds more targets than one, those windows slide by the stride too, and a
+target late in a window sees between trained length - stride + 1 and trained length tokens. The trained length of a
+tuned run is the one it was tuned at; against cropping the run it came from, compare with that run's own figures at the
+same lengths.
 """
 
 import json
@@ -45,8 +48,8 @@ from data import Corpus
 from model import Transformer
 from positions import SCHEMES, PastTheEnd, Position
 from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
+from tasks import TOKENS_AT_ONCE, TaskCorpus, heat_map, measure, missing, shown_depth
 
-TOKENS_AT_ONCE = 16_384  # in one forward pass, so that memory does not grow with the text
 CHUNK = 512  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
 
@@ -76,6 +79,12 @@ class Score:
     nats: float = 0.0
     targets: int = 0
     bytes: int = 0
+    right: int = 0  # targets that were the likeliest token
+
+    @property
+    def accuracy(self) -> float:
+        """The part of all targets that were the likeliest token."""
+        return self.right / self.targets
 
     @property
     def loss(self) -> float:
@@ -103,28 +112,41 @@ def score(
     total = Score()
     for inputs, targets in batches:
         scored = targets[targets != -100]  # (N,)
-        total.nats += target_nats(model, inputs, targets, device, autocast).sum().item()
+        figures = target_figures(model, inputs, targets, device, autocast)  # (B, T, 2)
+        total.nats += figures[..., 0].contiguous().sum().item()
+        total.right += int(figures[..., 1].sum())
         total.targets += len(scored)
         total.bytes += int(token_bytes[scored].sum())
     return total
 
 
-@torch.no_grad()
 def target_nats(
     model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
 ) -> Tensor:
-    """Cross-entropy of every target, nats, (B, T) float64; 0 where it is -100. Only scored logits are kept."""
-    nats = torch.zeros(targets.shape, dtype=torch.float64)
+    """Cross-entropy of every target, nats, (B, T) float64; 0 where it is -100."""
+    return target_figures(model, inputs, targets, device, autocast)[..., 0].contiguous()
+
+
+@torch.no_grad()
+def target_figures(
+    model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
+) -> Tensor:
+    """Of every target its cross-entropy, nats, and whether it is the likeliest token, 1 or 0: (B, T, 2) float64.
+
+    Both are 0 where the target is -100. Only scored logits are kept.
+    """
+    figures = torch.zeros(*targets.shape, 2, dtype=torch.float64)
     columns = (targets != -100).any(0).nonzero()  # (N, 1), the places where any row is scored
     first = int(columns[0]) if len(columns) else targets.shape[1] - 1
     with autocast():
         for part, logits in in_chunks(model, inputs.to(device), first):
             here = targets[:, part]  # (B, t)
             scored = here != -100
-            kept = logits[scored.to(device)].float()  # (N, V)
-            loss = F.cross_entropy(kept, here[scored].to(device), reduction="none")  # (N,)
-            nats[:, part][scored] = loss.cpu().double()
-    return nats
+            kept, wanted = logits[scored.to(device)].float(), here[scored].to(device)  # (N, V), (N,)
+            loss = F.cross_entropy(kept, wanted, reduction="none")  # (N,)
+            right = kept.argmax(-1) == wanted  # (N,)
+            figures[:, part][scored] = torch.stack((loss, right.to(loss.dtype)), dim=-1).cpu().double()
+    return figures
 
 
 def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
@@ -236,7 +258,8 @@ def buckets(length: int, trained: int) -> list[tuple[int, int]]:
     return [(low + 1, high) for low, high in pairwise(edges)]
 
 
-PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")
+PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")  # of runs on text
+RETRIEVAL = "retrieval"  # of runs on a task
 
 
 @dataclass(frozen=True)
@@ -244,16 +267,16 @@ class Ruler:
     """What all figures of one evaluation share.
 
     Args:
-        corpus: the run's.
+        corpus: the run's, text or tasks.
         split: train, validation or test.
         lengths: all lengths of context, tokens.
         trained: the length the run was trained at, tokens.
         stride: of sliding windows, and of the windows that crop, tokens.
         seed: of shuffled-prefix.
-        nats: a model's target_nats: inputs and targets, (B, T) each, to (B, T).
+        nats: a model's target_nats: inputs and targets, (B, T) each, to (B, T). For tasks its target_figures.
     """
 
-    corpus: Corpus
+    corpus: Corpus | TaskCorpus
     split: str
     lengths: list[int]
     trained: int
@@ -293,7 +316,7 @@ class Ruler:
         return [{"loss": n / t, "tokens": t, **which} for (n, t), which in zip(cells, shown, strict=True)]
 
     def cropped(self, inputs: Tensor, targets: Tensor, stride: int) -> Tensor:
-        """As `nats`, (B, T), with every target scored from at most its last trained-length tokens.
+        """As `nats`, (B, T) or (B, T, 2), with every target scored from at most its last trained-length tokens.
 
         The first window of that length scores as many targets as needed for the others, each `stride` further, to end
         where the row ends; they score their last `stride` targets.
@@ -309,9 +332,10 @@ class Ruler:
         scored[:, 0, early:] = -100
         scored[:, 1:, :-stride] = -100
         wanted = (scored != -100).any(-1)  # (B, 1 + K)
-        nats = torch.zeros(scored.shape, dtype=torch.float64)
-        nats[wanted] = torch.cat([self.nats(*part) for part in in_parts(rows[wanted], scored[wanted])])
-        return torch.cat((nats[:, 0, :early], nats[:, 1:, -stride:].flatten(1)), dim=1)  # (B, T)
+        found = torch.cat([self.nats(*part) for part in in_parts(rows[wanted], scored[wanted])])
+        nats = found.new_zeros(*scored.shape, *found.shape[2:])  # (B, 1 + K, L) or (B, 1 + K, L, 2)
+        nats[wanted] = found
+        return torch.cat((nats[:, 0, :early], nats[:, 1:, -stride:].flatten(1, 2)), dim=1)  # (B, T) or (B, T, 2)
 
 
 # ---- scalings: the run's rotary options with others over them --------------------------------------------------------
@@ -417,7 +441,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=None, help="of context, tokens; 1, 2, 4 and 8 times the trained one"
     )
-    parser.add_argument("--protocols", type=str, nargs="+", default=["fixed"], help=", ".join(PROTOCOLS))
+    parser.add_argument(
+        "--protocols", type=str, nargs="+", default=None, help=f"{', '.join(PROTOCOLS)}; of tasks: {RETRIEVAL}"
+    )
+    parser.add_argument("--trials", type=int, default=None, help="of retrieval: at least this many a cell; 200")
     parser.add_argument(
         "--scalings", type=str, nargs="+", default=None, help="several rope scalings side by side, or all"
     )
@@ -439,19 +466,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
 
-    refuse_unknown("protocols", asked.protocols, PROTOCOLS)
+    refuse_unknown("protocols", asked.protocols or [], [*PROTOCOLS, RETRIEVAL])
+    if asked.trials is not None and asked.trials < 1:
+        raise BadInput(f"--trials {asked.trials} must be at least 1")
     if not 0 <= asked.seed < 2**63:
         raise BadInput(f"--seed {asked.seed} must be at least 0 and below 2^63")
     device = pick_device("auto")
     loaded = load_run(asked.run, str(device))
     model, trained, settings = loaded.model, loaded.model_config.seq_len, loaded.settings
+    on_task = loaded.data.corpus.startswith("task:")
+    protocols = list(dict.fromkeys(asked.protocols or [RETRIEVAL if on_task else "fixed"]))
+    refuse_unfit(asked, protocols, loaded, on_task)
     compared = variants(loaded, vars(given) if given else {}, asked.scalings)
     corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], trained)
     if read_result(loaded.path).get("data_sha256", corpus.sha256) != corpus.sha256:
         raise BadInput(f"{loaded.path} was trained on another text than data.corpus {loaded.data.corpus!r} now holds")
     lengths = choose_lengths(asked.lengths, loaded, corpus, asked.split)
-    stride = asked.stride if asked.stride is not None else max(1, min(trained, *lengths) // 2)
-    longest_stride = min([trained, *(lengths if "sliding" in asked.protocols else [])])
+    stride = asked.stride if asked.stride is not None else max(1, min([trained, *([] if on_task else lengths)]) // 2)
+    longest_stride = min([trained, *(lengths if "sliding" in protocols else [])])
     if not 1 <= stride <= longest_stride:
         raise BadInput(f"--stride {stride} must lie in 1 .. {longest_stride}: a longer one would leave targets out")
     own = model.position
@@ -471,29 +503,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         refuse_unwritable("out", Path(asked.out))
 
     precision, autocast = pick_precision(settings["precision"], device)
-    nats = partial(target_nats, model, device=device, autocast=autocast)
-    ruler = Ruler(corpus, asked.split, lengths, trained, stride, asked.seed, nats)
+    figures = partial(target_figures if on_task else target_nats, model, device=device, autocast=autocast)
+    ruler = Ruler(corpus, asked.split, lengths, trained, stride, asked.seed, figures)
+    what = corpus.name if on_task else f"{corpus.name}, {corpus.longest(asked.split):,} targets; stride {stride}"
     print(
-        f"{loaded.path}: {loaded.model_config.position}, trained at {trained} tokens; {asked.split} split of "
-        f"{corpus.name}, {corpus.longest(asked.split):,} targets; stride {stride}; {precision} on {device}",
+        f"{loaded.path}: {loaded.model_config.position}, trained at {trained} tokens; {asked.split} split of {what}; "
+        f"{precision} on {device}",
         flush=True,
     )
-    results = []
-    cells = [(protocol, length) for protocol in dict.fromkeys(asked.protocols) for length in lengths]
-    for protocol, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
-        model.position = own
-        crops = ruler.measure(protocol, length, crop=True)
-        for scaling in compared:
-            model.position = positions[scaling, length]
-            factor = model.position.config.factor if scaling else None
-            for cell, crop in zip(ruler.measure(protocol, length), crops, strict=True):
-                row = {"scaling": scaling, "factor": factor, "protocol": protocol, "length": length}
-                row |= {"loss": cell.pop("loss"), "crop_loss": crop["loss"]}
-                results.append(row | dict.fromkeys(("accuracy", "trials", "distance")) | cell)
-    model.position = own
-
-    print("\n" + "\n".join(tables(results, loaded.model_config.position, trained)))
-    draw(results, loaded.model_config.position, trained, picture)
+    if on_task:
+        trials = 200 if asked.trials is None else asked.trials
+        results = retrieval(ruler, model, positions, list(compared), trials)
+        show, picture_of = retrieval_tables, draw_retrieval
+    else:
+        results = losses(ruler, model, positions, list(compared), protocols)
+        show, picture_of = tables, draw
+    print("\n" + "\n".join(show(results, loaded.model_config.position, trained)))
+    picture_of(results, loaded.model_config.position, trained, picture)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:
@@ -502,18 +528,85 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return content
 
 
-def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus, split: str) -> list[int]:
+def losses(
+    ruler: Ruler, model: Transformer, positions: dict[Any, Position], scalings: list[str | None], protocols: list[str]
+) -> list[dict[str, Any]]:
+    """The results of a run on text: a row a cell, for every protocol, length and scaling."""
+    results, own = [], model.position
+    cells = [(protocol, length) for protocol in protocols for length in ruler.lengths]
+    for protocol, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
+        model.position = own
+        crops = ruler.measure(protocol, length, crop=True)
+        for scaling in scalings:
+            model.position = positions[scaling, length]
+            factor = model.position.config.factor if scaling else None
+            for cell, crop in zip(ruler.measure(protocol, length), crops, strict=True):
+                row = {"scaling": scaling, "factor": factor, "protocol": protocol, "length": length}
+                row |= {"loss": cell.pop("loss"), "crop_loss": crop["loss"]}
+                results.append(row | dict.fromkeys(("accuracy", "trials", "distance")) | cell)
+    model.position = own
+    return results
+
+
+def retrieval(
+    ruler: Ruler, model: Transformer, positions: dict[Any, Position], scalings: list[str | None], trials: int
+) -> list[dict[str, Any]]:
+    """The results of a run on tasks: five rows, all answers and those of each quarter, for every task and length.
+
+    Where learned positions have ended only the crop has figures, and the others are None.
+    """
+    results, own = [], model.position
+    cells = [(task, length) for task in ruler.corpus.tasks for length in ruler.lengths]
+    for task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
+        model.position = own
+        ask = partial(measure, ruler.corpus, task, ruler.split, length, trials)
+        crops = ask(partial(ruler.cropped, stride=ruler.stride))
+        for scaling in scalings:
+            model.position = positions[scaling, length]
+            row = {"scaling": scaling, "factor": model.position.config.factor if scaling else None}
+            row |= {"protocol": RETRIEVAL, "length": length}
+            ended = own.longest is not None and length > own.longest
+            for cell, crop in zip(missing() if ended else ask(ruler.nats), crops, strict=True):
+                figures = {"loss": cell["loss"], "crop_loss": crop["loss"]}
+                figures |= {name: cell[name] for name in ("accuracy", "trials", "distance", "tokens")}
+                figures |= {"task": task, "depth": cell["depth"], "token_accuracy": cell["token_accuracy"]}
+                results.append(row | figures | {"crop_accuracy": crop["accuracy"]})
+    model.position = own
+    return results
+
+
+def refuse_unfit(asked: Any, protocols: list[str], run_: Run, on_task: bool) -> None:
+    """Raise BadInput for what only makes sense for runs on text, asked of one on a task, or the other way round."""
+    on = f"{run_.path} was trained on {run_.data.corpus}"
+    for protocol in protocols:
+        if (protocol == RETRIEVAL) != on_task:
+            use = RETRIEVAL if on_task else ", ".join(PROTOCOLS)
+            raise BadInput(f"--protocols {protocol}: {on}; for it there is {use}")
+    for option, of_tasks in (("trials", True), ("stride", False)):
+        if getattr(asked, option) is not None and of_tasks != on_task:
+            raise BadInput(f"--{option} {getattr(asked, option)} means nothing here: {on}")
+
+
+def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus | TaskCorpus, split: str) -> list[int]:
     """The lengths asked for, in order; if none, those of 1, 2, 4 and 8 times the trained one that can be.
+
+    For tasks a quarter and a half come first, and lengths past the end of learned positions stay, to come out as n/a.
 
     Raises:
         BadInput: for a length that cannot be.
     """
     text, wall = corpus.longest(split), run_.model.position.longest
+    trained, least = run_.model_config.seq_len, 1
+    if isinstance(corpus, TaskCorpus):
+        wall, least = None, corpus.least
+    if asked is None and isinstance(corpus, TaskCorpus):
+        return [length for n in (1 / 4, 1 / 2, 1, 2, 4, 8) if least <= (length := int(n * trained)) <= text]
     if asked is None:
-        trained = run_.model_config.seq_len
         return [length for n in (1, 2, 4, 8) if (length := n * trained) <= min(text, wall or text)]
-    if min(asked) < 1:
-        raise BadInput(f"--lengths {min(asked)} must be at least 1")
+    if min(asked) < least:
+        raise BadInput(
+            f"--lengths {min(asked)} must be at least {least}" + (f" for {corpus.name}" if least > 1 else "")
+        )
     if wall is not None and max(asked) > wall:
         raise BadInput(f"--lengths {max(asked)}: the learned positions of {run_.path} end at {wall}")
     if max(asked) > text:
@@ -565,6 +658,46 @@ def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str
         lines += [f"{title}: loss in nats per token by {what}, in brackets against the crop", ""]
         lines += [*markdown(table), ""]
     return lines
+
+
+def retrieval_tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
+    """Accuracies as Markdown, a table a task: all answers, then by the quarter in which what is asked for stands."""
+    from compare import markdown  # here, since compare.py imports this file
+
+    def cells(rows: list[dict[str, Any]], name: str) -> list[str]:
+        return ["n/a" if row[name] is None else f"{row[name]:.3f}" for row in rows]
+
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in results):
+        of_task = [row for row in results if row["task"] == task]
+        scalings = list(dict.fromkeys(row["scaling"] for row in of_task))
+        table = [["scaling" if scalings[0] else "scheme", "where", *dict.fromkeys(str(r["length"]) for r in of_task)]]
+        crop = [row for row in of_task if row["depth"] is None and row["scaling"] == scalings[0]]
+        table.append([f"cropped to {trained}", "all", *cells(crop, "crop_accuracy")])
+        for scaling in scalings:
+            mine = [row for row in of_task if row["scaling"] == scaling]
+            whole = [row for row in mine if row["depth"] is None]
+            table.append([scaling or scheme, "all", *cells(whole, "accuracy")])
+            table.append(["", "token by token", *cells(whole, "token_accuracy")])
+            for depth in dict.fromkeys(row["depth"] for row in mine if row["depth"] is not None):
+                rows = [row for row in mine if row["depth"] == depth]
+                table.append(["", shown_depth(depth), *cells(rows, "accuracy")])
+        trials = min(row["trials"] for row in of_task if row["trials"] is not None)
+        what = f"part of all answers that are right as a whole, by tokens of context; {trials} trials or more a cell"
+        lines += [f"{task}: {what}", "", *markdown(table), ""]
+    return lines
+
+
+def draw_retrieval(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
+    """Heat maps, a column a task and a row a scaling: accuracy by length and by quarter of what is asked for."""
+    panels = []
+    for scaling in dict.fromkeys(row["scaling"] for row in results):
+        panels.append([])
+        for task in dict.fromkeys(row["task"] for row in results):
+            rows = [row for row in results if (row["task"], row["scaling"]) == (task, scaling)]
+            cells = {(shown_depth(row["depth"]), row["length"]): row["accuracy"] for row in rows}
+            panels[-1].append((f"{task}, {scaling or scheme}", cells))
+    heat_map(panels, trained, path)
 
 
 def draw(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:

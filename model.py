@@ -125,8 +125,10 @@ class Attention(nn.Module):
         q, k = scene.position.rotate(q, k, scene.positions)
         if scene.cache is not None:
             k, v = scene.cache.extend(layer, k, v)  # (B, Hkv, Tk, D): all so far
+        if scene.wanted < T:  # a slice of everything would cost the backward pass a copy
+            q = q[:, :, -scene.wanted :]  # (B, H, wanted, D)
         attend = explicit_attention if scene.explicit else fused_attention
-        y = attend(q[:, :, -scene.wanted :], k, v, scene.mask)  # (B, H, wanted, D)
+        y = attend(q, k, v, scene.mask)  # (B, H, wanted, D)
         return self.out(y.transpose(1, 2).reshape(B, -1, C))
 
 
@@ -178,7 +180,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, scene: "Scene", layer: int) -> Tensor:
-        x = x[:, -scene.wanted :] + self.attention(self.attention_norm(x), scene, layer)
+        y = self.attention(self.attention_norm(x), scene, layer)  # (B, wanted, C)
+        x = (x if y.shape == x.shape else x[:, -scene.wanted :]) + y
         return x + self.mlp(self.mlp_norm(x))
 
 

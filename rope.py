@@ -299,9 +299,10 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         A tensor like x, in x's dtype; features past D_rot are untouched.
     """
     width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:  # partial rotation
+        return torch.cat((turn(x[..., :width], cos, sin, layout), x[..., width:]), dim=-1)
     wide = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = cos.to(wide), sin.to(wide)
-    rotated, rest = x[..., :width].to(wide), x[..., width:]
+    cos, sin, rotated = cos.to(wide), sin.to(wide), x.to(wide)
     if layout == "interleaved" and not torch.compiler.is_compiling():
         # Neighbours are already a complex number in memory, and this is eq. 12 as it stands: x e^{i m theta}. In one
         # pass over memory, it is several times faster than the two lines below.
@@ -315,8 +316,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     else:
         a, b = rotated.chunk(2, dim=-1)  # (B, H, T, D_rot/2) each
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, D_rot)
-    turned = turned.to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    return turned.to(x.dtype)
 
 
 def to_half_split(d_rot: int, d_head: int) -> Tensor:

@@ -50,9 +50,10 @@ from checkpoint import (
 )
 from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
 from evaluate import Autocast, Score, score
-from generate import sample
+from generate import sample, trial
 from model import ModelConfig, Transformer, shared_sha256
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
+from tasks import TaskCorpus
 
 # The rate too, at its full height: in 100 steps of tuning the default run at 1,024 tokens it came to a validation loss
 # of 3.561, a tenth of it to 3.647 (one seed).
@@ -368,6 +369,10 @@ class Setup:
     autocast: Autocast
     rows: int  # that go through the model at once
 
+    def rows_of(self, inputs: Tensor) -> int:
+        """How many rows of a batch go through the model at once: more where a task's episodes are short."""
+        return self.rows * max(1, len(inputs) // self.config.batch_size)
+
     def look(self, split: str, count: int | None = None) -> Score:
         """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
         self.model.eval()
@@ -378,10 +383,12 @@ class Setup:
 
     def rehearse(self, steps: int) -> float:
         """Seconds that steps will take, from one forward and backward pass, warmed up. Nothing of it stays."""
-        inputs, targets = (part[: self.rows] for part in self.corpus.batch(0))  # (rows, T) each
+        inputs, targets = self.corpus.batch(0)  # (B, T) each
+        rows = self.rows_of(inputs)
+        inputs, targets = inputs[:rows], targets[:rows]
         for _ in range(2):
             began = time.perf_counter()
-            gradients(self.model, inputs, targets, self.rows, self.device, self.autocast)
+            gradients(self.model, inputs, targets, rows, self.device, self.autocast)
             seconds = time.perf_counter() - began
         self.model.zero_grad(set_to_none=True)
         return seconds * steps * self.config.batch_size / self.rows
@@ -496,7 +503,7 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         inputs, targets = corpus.batch(step)  # (B, T) each
-        loss = gradients(setup.model, inputs, targets, setup.rows, setup.device, setup.autocast)
+        loss = gradients(setup.model, inputs, targets, setup.rows_of(inputs), setup.device, setup.autocast)
         norm = float(nn.utils.clip_grad_norm_(bare.parameters(), config.grad_clip))
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
@@ -530,7 +537,9 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
             state["looked"] += time.perf_counter() - now
             state["seconds"] = time.perf_counter() - start
             log("val", loss=val.loss, bits_per_byte=val.bits_per_byte, seconds=state["seconds"])
-            tqdm.write(f"  step {step + 1:>5}  validation loss {val.loss:.4f}, {val.bits_per_byte:.4f} bits per byte")
+            tqdm.write(
+                f"  step {step + 1:>5}  validation loss {val.loss:.4f}, {beside(val.bits_per_byte, val.accuracy)}"
+            )
             if best := val.loss < state.get("best", {"loss": math.inf})["loss"]:
                 state["best"] = {"step": step + 1, "loss": val.loss}
         if best or last or signals.save or signals.stop or (step + 1) % config.save_every == 0:
@@ -552,6 +561,7 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
         "position_parameters": sum(p.numel() for p in bare.position.parameters()),
         "val_loss": val.loss,
         "bits_per_byte": val.bits_per_byte,
+        **({"val_accuracy": val.accuracy} if isinstance(corpus, TaskCorpus) else {}),
         "test_loss": test.loss,
         "test_bits_per_byte": test.bits_per_byte,
         "seconds": seconds,
@@ -581,6 +591,11 @@ def batch_sha256(before: bytes, inputs: Tensor, targets: Tensor) -> bytes:
     return hashlib.sha256(before + inputs.numpy().tobytes() + targets.numpy().tobytes()).digest()
 
 
+def beside(bits_per_byte: float, accuracy: float | None) -> str:
+    """What stands beside a loss on the screen: bits per byte, and for tasks, where bytes mean nothing, accuracy."""
+    return f"{accuracy:.3f} of the tokens right" if math.isnan(bits_per_byte) else f"{bits_per_byte:.4f} bits per byte"
+
+
 def plan(setup: Setup, state: dict[str, Any]) -> str:
     """What the run is about to do, for the screen."""
     config, shape, corpus = setup.config, setup.bare.config, setup.corpus
@@ -588,13 +603,15 @@ def plan(setup: Setup, state: dict[str, Any]) -> str:
     tokens = config.steps * config.batch_size * shape.seq_len
     first, shared = batch_sha256(b"", *corpus.batch(0)).hex(), state["shared_init_sha256"]
     minutes, rest = divmod(round(setup.rehearse(config.steps - state["step"])), 60)
+    epochs = tokens / len(corpus.tokens("train"))
     lines = [
         f"{config.name} -> {config.out}" + (f", from the weights of {config.init_from}" if config.init_from else ""),
         f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} layers, "
         f"{shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
         f"data     {corpus.describe()}",
         f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
-        f"{tokens / len(corpus.tokens('train')):.1f} epochs; rate {config.learning_rate:g}, seed {config.seed}",
+        + ("no episode twice" if isinstance(corpus, TaskCorpus) else f"{epochs:.1f} epochs")
+        + f"; rate {config.learning_rate:g}, seed {config.seed}",
         f"machine  {setup.device.type}, {torch.get_num_threads()} threads, {setup.precision}"
         + (", compiled" if config.compile else ""),
         f"hashes   shared first weights {shared[:12]}, first batch {first[:12]}, data {corpus.sha256[:12]}",
@@ -606,18 +623,24 @@ def plan(setup: Setup, state: dict[str, Any]) -> str:
 def closing(setup: Setup, outcome: dict[str, Any]) -> str:
     """What came out, for the screen: the figures, some sampled text, the next command."""
     config, corpus, room = setup.config, setup.corpus, setup.bare.config.seq_len
+    skipped = f", {outcome['skipped']} step{'s' * (outcome['skipped'] > 1)} skipped" if outcome["skipped"] else ""
+    figures = (
+        f"\n{config.name}: validation loss {outcome['val_loss']:.4f} "
+        f"({beside(outcome['bits_per_byte'], outcome.get('val_accuracy'))}), "
+        f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, "
+        f"{outcome['tokens_per_second']:,.0f} tokens a second{skipped}\n"
+    )
+    if isinstance(corpus, TaskCorpus):
+        tried = "\n".join(trial(setup.bare.eval(), corpus, task, config.seed) for task in corpus.tasks)
+        return f"{figures}\n{tried}\n\nNext: python evaluate.py {config.out}"
     opening = " ".join(corpus.decode(corpus.tokens("validation")[:64].tolist()).split()[1:7])  # the first may be cut
     prompt = corpus.encode(opening)[: max(1, room // 2)] or [corpus.end_of_text]
     drawn = sample(setup.bare.eval(), prompt, min(80, max(1, room // 2)), temperature=0.8, seed=config.seed)
     text = corpus.decode([*prompt, *takewhile(lambda token: token != corpus.end_of_text, drawn)])
     lists = Path(config.out) / "longrope.yaml"
-    skipped = f", {outcome['skipped']} step{'s' * (outcome['skipped'] > 1)} skipped" if outcome["skipped"] else ""
     learned = f"\nLearned factors, as longrope's lists: {lists}" if lists.exists() else ""
     return (
-        f"\n{config.name}: validation loss {outcome['val_loss']:.4f} ({outcome['bits_per_byte']:.4f} bits per byte), "
-        f"test loss {outcome['test_loss']:.4f}, {outcome['seconds']:.0f} s, "
-        f"{outcome['tokens_per_second']:,.0f} tokens a second{skipped}\n"
-        f"\nA sample, going on from {corpus.decode(prompt)!r}:\n{text}\n{learned}\n"
+        f"{figures}\nA sample, going on from {corpus.decode(prompt)!r}:\n{text}\n{learned}\n"
         f'Next: python generate.py {config.out} --prompt "In the beginning" --tokens 200'
     )
 

@@ -169,6 +169,10 @@ train | --data.corpus rows.parquet --data.column body | data.column 'body'; rows
 train | --data.corpus rows.parquet --data.column '' | data.column ''; rows.parquet
 train | --data.corpus broken.jsonl           | data.corpus 'broken.jsonl'; json
 train | --data.corpus fake.parquet           | data.corpus 'fake.parquet'; parquet
+train | --data.corpus task:recal             | --data.corpus 'task:recal'; did you mean task:recall
+train | --data.corpus task:                  | --data.corpus 'task:'; task:copy; task:all
+train | --data.corpus task:copy              | --model.seq_len 16; task:copy; 24
+train | --data.corpus task:copy --data.column body | --data.column 'body'; task:copy
 train | --data.tokenizer nothing.json        | data.tokenizer 'nothing.json'; no file
 train | --data.tokenizer tiny.txt            | data.tokenizer 'tiny.txt'
 train | --data.tokenizer bpee                | data.tokenizer 'bpee'; did you mean bpe
@@ -257,6 +261,7 @@ compare | --model.vocab_size 100             | --model.vocab_size 100; 259
 compare | --model.d_model 18                 | --model.rope.fraction; 9 features
 compare | --schemes alibi sinusoidal --model.d_model 15 --model.n_head 1 | --model.d_model 15; even
 compare | --data.corpus nothing.txt          | data.corpus 'nothing.txt'; no such file
+compare | --data.corpus task:induktion       | --data.corpus 'task:induktion'; did you mean task:induction
 compare | --data.corpus short.txt            | data.corpus 'short.txt'; too short
 compare | --data.corpus owner/name           | data.corpus 'owner/name'; hub; kjv
 compare | --config nothing.yaml              | --config; nothing.yaml

@@ -248,6 +248,19 @@ def test_the_learning_rate_is_above_zero_however_short_the_run(warmup, steps):
     assert all(0 < train.learning_rate(step, config) <= config.learning_rate for step in range(steps))
 
 
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_the_embedding_learns_at_its_own_multiple_of_the_rate(small, tmp_path, monkeypatch, tie_embeddings):
+    made, make = [], train.make_optimizer
+    monkeypatch.setattr(train, "make_optimizer", lambda *given: made.append((given[0], make(*given))) or made[-1][1])
+    flags = ["--run.embedding_rate", "7", "--run.steps", "1", "--run.learning_rate", "0.002"]
+    run(small, tmp_path / "run", *flags, "--model.tie_embeddings", str(tie_embeddings).lower())
+    ((model, optimizer),) = made
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.014 if name == "embedding.weight" else 0.002), name
+
+
 @every_scheme
 def test_weight_decay_pulls_on_matrices_and_tables_but_not_on_norms(scheme):
     model = Transformer(ModelConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, seq_len=16, position=scheme))

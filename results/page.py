@@ -1,0 +1,453 @@
+"""The pages made from results/data/: RESULTS.md, docs/lengths.png, docs/retrieval.png and a section of the README.
+
+python results/make.py --page
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+import compare  # noqa: E402
+import evaluate  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
+from cli import BadInput  # noqa: E402
+from tasks import heat_map  # noqa: E402
+
+MARKS = "<!-- made by results/make.py -->", "<!-- end of what results/make.py makes -->"
+REPRODUCED, NOT, OPEN = "reproduced", "NOT reproduced", "inconclusive at these seeds"
+
+Rows = list[dict[str, Any]]
+
+
+def load(part: str) -> Rows:
+    """The results of a part of the study that are there."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "data" / part).glob("*.json"))]
+
+
+def interval(values: Iterable[float]) -> str:
+    """Mean and 95% t-interval over seeds, signed; a single seed says so by having none."""
+    middle, half = compare.interval(values)
+    return f"{middle:+.3f}" + (f" ± {half:.3f}" if half is not None else "")
+
+
+def names(rows: Rows, key: str) -> list[Any]:
+    """The values of a label in the order of the study."""
+    from make import BASES, SCALINGS, SCHEMES, TUNINGS
+
+    order = [*SCHEMES, *SCALINGS, *TUNINGS, *sorted([*BASES, 10_000])]
+    return sorted({row[key] for row in rows}, key=order.index)
+
+
+def of(rows: Rows, **labels: Any) -> Rows:
+    """The rows with these labels, by seed."""
+    found = [row for row in rows if all(row[name] == value for name, value in labels.items())]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def paired(rows: Rows, others: Rows, value: Callable[[dict[str, Any]], float | None]) -> list[float]:
+    """Differences of a figure, rows minus others, seed by seed; without the seeds where either has none."""
+    by_seed = {other["seed"]: value(other) for other in others}
+    pairs = [(value(row), by_seed.get(row["seed"])) for row in rows]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def cell(row: dict[str, Any], length: int) -> dict[str, Any] | None:
+    """The fixed-target figures of an evaluated run at one length."""
+    return next((r for r in row["results"] if r["length"] == length), None)
+
+
+def over_crop(row: dict[str, Any], length: int) -> float | None:
+    """How much worse than the crop a scaling is, nats per token."""
+    figures = cell(row, length)
+    return None if figures is None else figures["loss"] - figures["crop_loss"]
+
+
+def accuracy(row: dict[str, Any], length: int, task: str | None = None, name: str = "accuracy") -> float | None:
+    """Accuracy of whole answers at a length, over one task or the mean over all; None where positions have ended."""
+    found = [
+        r[name] for r in row["results"] if r["length"] == length and r["depth"] is None and task in (None, r["task"])
+    ]
+    return None if not found or None in found else mean(found)
+
+
+def share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def schemes_table(rows: Rows) -> list[str]:
+    """Six schemes: loss inside, loss by length, paired differences to rope."""
+    lengths = list(rows[0]["loss_by_length"])
+    near, far = "256", "2048"
+    head = ["scheme", "seeds", "bits per byte", "test loss", *(f"at {n}" for n in lengths)]
+    table = [[*head, f"minus rope at {near}", f"minus rope at {far}"]]
+    rope = of(rows, scheme="rope")
+    for scheme in sorted(names(rows, "scheme"), key=lambda s: mean(r["val_loss"] for r in of(rows, scheme=s))):
+        mine = of(rows, scheme=scheme)
+        row = [scheme, str(len(mine)), *(compare.shown(r[n] for r in mine) for n in ("bits_per_byte", "test_loss"))]
+        row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
+        for n in (near, far):
+            found = paired(mine, rope, lambda r, n=n: r["loss_by_length"][n])
+            row.append("" if scheme == "rope" else interval(found) if found else "n/a")
+        table.append(row)
+    return compare.markdown(table)
+
+
+def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Rows) -> list[str]:
+    """Scalings: loss above the crop baseline and accuracy of retrieval, by length.
+
+    Args:
+        rows: the text runs' results.
+        retrieval: the task runs' results.
+        lengths: in use, tokens.
+        baseline: results whose crop_loss is the baseline's, of untuned runs.
+    """
+    crop = {(r["seed"], n): cell(r, n)["crop_loss"] for r in baseline for n in lengths}
+    table = [
+        ["scaling", "seeds", *(f"loss over crop at {n}" for n in lengths), *(f"retrieval at {n}" for n in lengths)]
+    ]
+    for label in names(rows, "scaling"):
+        mine, fetched = of(rows, scaling=label), of(retrieval, scaling=label)
+        row = [label, str(len(mine))]
+        for n in lengths:
+            over = [cell(r, n)["loss"] - crop[r["seed"], n] for r in mine if (r["seed"], n) in crop]
+            row.append(interval(over) if over else "")
+        row += [share(accuracy(fetched[0], n)) if fetched else "" for n in lengths]
+        table.append(row)
+    if retrieval:
+        cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in lengths]
+        table.append(["cropped to 256" if baseline is rows else "", "", *[""] * len(lengths), *cropped])
+    return compare.markdown(table if baseline is rows else table[:-1] if retrieval else table)
+
+
+def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
+    """Bases: loss by length, and retrieval inside and past the trained length."""
+    lengths = list(rows[0]["loss_by_length"])
+    table = [
+        ["base", "seeds", "bits per byte", *(f"at {n}" for n in lengths), *(f"retrieval at {n}" for n in (256, 512))]
+    ]
+    for base in names(rows, "base"):
+        mine, fetched = of(rows, base=base), of(retrieval, base=base)
+        row = [f"{base:,}", str(len(mine)), compare.shown(r["bits_per_byte"] for r in mine)]
+        row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
+        table.append([*row, *(share(accuracy(fetched[0], n)) if fetched else "" for n in (256, 512))])
+    return compare.markdown(table)
+
+
+def tasks_of(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(r["task"] for r in rows[0]["results"]))
+
+
+def retrieval_table(rows: Rows) -> list[str]:
+    """Six schemes: accuracy of whole answers by task and length."""
+    lengths = list(dict.fromkeys(r["length"] for r in rows[0]["results"]))
+    table = [["task", "scheme", *(f"at {n}" for n in lengths)]]
+    for task in tasks_of(rows):
+        for scheme in names(rows, "scheme"):
+            (mine, *_) = of(rows, scheme=scheme)
+            table.append([task, scheme, *(share(accuracy(mine, n, task)) for n in lengths)])
+    return compare.markdown(table)
+
+
+# ---- the checker: what REFERENCE expects, and what came out ----------------------------------------------------------
+
+
+def verdict(differences: list[float], below: float = 0.0) -> tuple[str, str]:
+    """Whether paired differences are surely below a bound: the 95% t-interval has to lie on one side of it."""
+    middle, half = compare.interval(differences)
+    shown = f"{middle:+.3f}" + (f" ± {half:.3f}" if half is not None else " (one seed)")
+    if half is None:
+        return OPEN, shown
+    return (REPRODUCED if middle + half < below else NOT if middle - half > below else OPEN), shown
+
+
+def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> list[list[str]]:
+    """Each shape that published work, or the prototype, leads one to expect: shape, verdict, figures."""
+    lines = []
+
+    def at(length: int) -> Callable[[dict[str, Any]], float | None]:
+        return lambda row: row["loss_by_length"][str(length)]
+
+    def less(what: str, a: str, b: str, length: int, bound: float = 0.0) -> None:
+        mine, theirs = of(schemes, scheme=a), of(schemes, scheme=b)
+        if found := paired(mine, theirs, at(length)):
+            lines.append([what, *verdict(found, bound)])
+
+    lines_of_order = [("rope", "t5"), ("alibi", "t5"), ("t5", "sinusoidal"), ("t5", "learned")]
+    for a, b in [*lines_of_order, ("sinusoidal", "none"), ("learned", "none")]:
+        less(f"inside (256): {a} below {b}", a, b, 256)
+    if close := paired(of(schemes, scheme="rope"), of(schemes, scheme="alibi"), at(256)):
+        middle, half = compare.interval(close)
+        said = (
+            OPEN
+            if half is None
+            else REPRODUCED
+            if abs(middle) + half < 0.1
+            else NOT
+            if abs(middle) - half > 0.1
+            else OPEN
+        )
+        lines.append(["inside (256): rope and alibi within 0.1 nats", said, interval(close)])
+    for a, b in (("alibi", "t5"), ("t5", "none"), ("none", "rope"), ("rope", "sinusoidal")):
+        less(f"8 times the length (2048): {a} below {b}", a, b, 2048)
+    for scheme, bound in (("alibi", 0.02),):
+        mine = of(schemes, scheme=scheme)
+        if change := [at(2048)(r) - at(256)(r) for r in mine]:
+            lines.append([f"{scheme} at 2048 within {bound} of 256", *verdict(change, bound)])
+    if mine := of(schemes, scheme="rope"):
+        lines.append(
+            [
+                "rope at 2048 above rope at 256 (a negative difference)",
+                *verdict([at(256)(r) - at(2048)(r) for r in mine]),
+            ]
+        )
+    if of(schemes, scheme="learned"):
+        none = all(at(512)(r) is None for r in of(schemes, scheme="learned"))
+        lines.append(["learned does not exist past 256", REPRODUCED if none else NOT, "null" if none else "has losses"])
+    if faster := steps_to(schemes, "rope", "learned"):
+        lines.append(
+            ["rope needs fewer steps than learned to learned's last loss (ratio of steps, minus 1)", *verdict(faster)]
+        )
+
+    def between(what: str, rows: Rows, a: str, b: str, length: int) -> None:
+        if found := paired(of(rows, scaling=a), of(rows, scaling=b), lambda r: cell(r, length)["loss"]):
+            lines.append([what, *verdict(found)])
+
+    eight = "yarn, beta_fast 8"
+    between("zero-shot at 1024: none below linear", zero_shot, "none", "linear", 1024)
+    between("zero-shot at 512: none below linear", zero_shot, "none", "linear", 512)
+    between("zero-shot at 1024: ntk below none", zero_shot, "ntk", "none", 1024)
+    between("zero-shot at 1024: yarn below ntk", zero_shot, "yarn", "ntk", 1024)
+    between("zero-shot at 1024: yarn with beta_fast 8 below yarn with 32", zero_shot, eight, "yarn", 1024)
+    for label in ("ntk", eight):
+        over = [x for r in of(zero_shot, scaling=label) if (x := over_crop(r, 1024)) is not None]
+        if over:
+            lines.append(
+                [f"zero-shot at 1024: {label} not below the crop (crop minus {label})", *verdict([-x for x in over])]
+            )
+    crop = {r["seed"]: cell(r, 1024)["crop_loss"] for r in of(zero_shot, scaling="none")}
+    for label in ("none", "ntk", eight):
+        over = [cell(r, 1024)["loss"] - crop[r["seed"]] for r in of(tuned, scaling=label) if r["seed"] in crop]
+        if over:
+            lines.append([f"tuned at 1024: {label} within 0.03 of the crop or better", *verdict(over, 0.03)])
+    between("tuned at 1024: ntk below linear", tuned, "ntk", "linear", 1024)
+    between("tuned at 1024: yarn with beta_fast 8 below linear", tuned, eight, "linear", 1024)
+    if retrieval:
+        for scheme in ("rope", "sinusoidal"):
+            for mine in of(retrieval, scheme=scheme)[:1]:
+                inside, outside = accuracy(mine, 256, "copy"), accuracy(mine, 512, "copy")
+                said = OPEN if inside < 0.5 else REPRODUCED if outside < 0.05 else NOT
+                lines.append(
+                    [
+                        f"copy: {scheme} does not go past the trained length (below .05 at 512)",
+                        said,
+                        f"{inside:.2f} inside, {outside:.2f} at 512, one seed",
+                    ]
+                )
+    return lines
+
+
+def steps_to(schemes: Rows, fast: str, slow: str) -> list[float]:
+    """Steps of one scheme until it has the other's last validation loss, over the other's steps, minus 1; by seed."""
+    found = []
+    for mine in of(schemes, scheme=fast):
+        for other in (row for row in of(schemes, scheme=slow) if row["seed"] == mine["seed"]):
+            steps, target = other["curve"][-1]
+            reached = next((step for step, loss in mine["curve"] if loss <= target), math.inf)
+            found.append(reached / steps - 1)
+    return found
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> None:
+    """Loss on the same targets against length: schemes, then scalings over the crop, as trained and tuned."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+
+    def line(
+        axis: Any, points: dict[int, list[float]], look: tuple[Any, ...], label: str, hollow: bool = False
+    ) -> None:
+        color, dash, marker = look
+        middles, halves = zip(*(compare.interval(values) for values in points.values()), strict=True)
+        face = "white" if hollow else color
+        axis.plot(list(points), middles, color=color, linestyle=dash, marker=marker, markerfacecolor=face, label=label)
+        if None not in halves:
+            edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
+            axis.fill_between(list(points), *edges, color=color, alpha=0.15, linewidth=0)
+
+    for scheme in names(schemes, "scheme"):
+        points: dict[int, list[float]] = {}
+        for row in of(schemes, scheme=scheme):
+            for length, loss in row["loss_by_length"].items():
+                if loss is not None:
+                    points.setdefault(int(length), []).append(loss)
+        line(axes[0], points, compare.STYLE[scheme], scheme, scheme in compare.HOLLOW)
+    crop = {(r["seed"], x["length"]): x["crop_loss"] for r in of(zero_shot, scaling="none") for x in r["results"]}
+    for axis, rows in ((axes[1], zero_shot), (axes[2], tuned)):
+        for label in names(rows, "scaling") if rows else ():
+            points = {}
+            for row in of(rows, scaling=label):
+                for figures in row["results"]:
+                    if (row["seed"], figures["length"]) in crop:
+                        over = figures["loss"] - crop[row["seed"], figures["length"]]
+                        points.setdefault(figures["length"], []).append(over)
+            look = evaluate.STYLE[label.split(",")[0] if label != "learned factors" else "longrope"]
+            if "beta_fast" in label:
+                look = ("#000000", *look[1:])
+            if points:
+                line(axis, points, look, label)
+        axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    titles = ("Six schemes as trained", "rope, scaled, nothing trained", "rope, scaled and tuned 100 steps at 1024")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_xscale("log", base=2)
+        axis.axvline(256, color="black", linewidth=0.8, linestyle=":")
+        ticks = sorted({int(x) for handle in axis.get_lines() for x in handle.get_xdata() if x > 1})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set(title=title, xlabel="tokens of context")
+        axis.grid(alpha=0.25)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, handlelength=4.5)
+    axes[0].set_ylabel("loss on the same last tokens, nats")
+    axes[1].set_ylabel("loss above cropping to 256, nats")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_retrieval(rows: Rows, path: Path) -> None:
+    """A heat map a task: accuracy by scheme and length."""
+    panels = []
+    for task in tasks_of(rows):
+        lengths = list(dict.fromkeys(r["length"] for r in rows[0]["results"]))
+        cells = {(s, n): accuracy(of(rows, scheme=s)[0], n, task) for s in names(rows, "scheme") for n in lengths}
+        panels.append((task, cells))
+    heat_map([panels], 256, path)
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+
+def machines(rows: Rows) -> str:
+    """Processors, PyTorch versions, precisions and commits that the results were made with."""
+    made = {(r["versions"]["cpu"], r["versions"]["torch"], r["precision"]) for r in rows}
+    commits = sorted({(r["commit"] or "unknown")[:10] for r in rows})
+    hardware = "; ".join(f"{cpu}, PyTorch {version}, {precision}" for cpu, version, precision in sorted(made))
+    return f"{hardware}, one thread a run; commits {', '.join(commits)}"
+
+
+def main() -> None:
+    """Write the pages from what is there."""
+    parts = {name: load(name) for name in ("schemes", "zero-shot", "tuned", "bases", "retrieval")}
+    parts |= {name: load(name) for name in ("zero-shot-retrieval", "tuned-retrieval", "bases-retrieval")}
+    schemes, zero_shot, tuned = parts["schemes"], parts["zero-shot"], parts["tuned"]
+    if not schemes:
+        raise BadInput("results/data/schemes is empty: run `make results` first")
+    bases = parts["bases"] and [*({**row, "base": 10_000} for row in of(schemes, scheme="rope")), *parts["bases"]]
+    fetched = [{**row, "base": 10_000} for row in of(parts["retrieval"], scheme="rope")] + parts["bases-retrieval"]
+    checks = expected(schemes, zero_shot, tuned, parts["retrieval"])
+    missing = [name for name, rows in parts.items() if not rows]
+    explained = (HERE / "SURPRISES.md").read_text(encoding="utf-8") if (HERE / "SURPRISES.md").exists() else ""
+
+    def part(title: str, text: str, table: list[str]) -> list[str]:
+        return [f"## {title}", "", text, "", *table, ""] if table else []
+
+    seeds = "± is the half width of a 95% t-interval over seeds; without it there is one seed, which cannot tell luck."
+    page = [
+        "# Past the trained length",
+        "",
+        "Made by `make results` (results/make.py) from one small JSON file a measurement in results/data/, each with",
+        "the command that makes it again. Models of the default size, 256 tokens long, on the King James text. Losses",
+        "are nats per token on the same targets, the last 32 tokens of up to 256 shared validation windows.",
+        seeds,
+        "",
+        *(["Still missing: " + ", ".join(missing) + ".", ""] if missing else []),
+        "![loss against length for schemes, scalings, and scalings after tuning](../docs/lengths.png)",
+        "",
+        *part("Six schemes", "All as trained at 256, paired by seed.", schemes_table(schemes)),
+        *part(
+            "Scalings of the rope runs, nothing trained",
+            "Loss above the baseline that merely crops to the last 256 tokens; below 0 the far context helps. Factors "
+            "are the length in use over 256. `longrope` has the lists learned by the tuned run `learned factors` (seed "
+            "0, at 1024) past 256 and ones up to it. Retrieval is the part of whole answers right, the mean over the "
+            "tasks, of the rope run trained on `task:all` (one seed) under the same scaling.",
+            zero_shot and scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot),
+        ),
+        *part(
+            "The same after 100 steps of tuning at 1024",
+            "Every line has seen the same tokens; `none` is the control without a scaling. The baseline is the untuned "
+            "run, cropped to 256, on the same targets.",
+            tuned
+            and zero_shot
+            and scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], of(zero_shot, scaling="none")),
+        ),
+        *part("Bases", "Trained from the start at each base.", bases and bases_table(bases, fetched)),
+        *part(
+            "Retrieval",
+            "One model a scheme, trained on all five tasks at once (configs/tasks.yaml, lengths up to 256): the part "
+            "of whole answers that are right, at least 200 trials a cell, one seed.\n\n"
+            "![heat maps](../docs/retrieval.png)",
+            parts["retrieval"] and retrieval_table(parts["retrieval"]),
+        ),
+        *part(
+            "Expected shapes",
+            "What published work and the first prototype lead one to expect, and what came out here. A difference is "
+            f"`{REPRODUCED}` when its 95% interval lies wholly on the expected side, `{NOT}` when wholly on the other.",
+            compare.markdown([["expected", "verdict", "figures"], *checks]),
+        ),
+        *([explained] if explained else []),
+        f"Made with {machines([row for rows in parts.values() for row in rows])}.",
+        "",
+    ]
+    write_whole(HERE / "RESULTS.md", "\n".join(page))
+    draw_lengths(schemes, zero_shot, tuned, ROOT / "docs" / "lengths.png")
+    if parts["retrieval"]:
+        draw_retrieval(parts["retrieval"], ROOT / "docs" / "retrieval.png")
+    publish(section(schemes, zero_shot, tuned, parts, checks))
+    tally = [f"{sum(line[1] == said for line in checks)} {said}" for said in (REPRODUCED, NOT, OPEN)]
+    print("\n".join(compare.markdown([["expected", "verdict", "figures"], *checks])))
+    print(f"\n{', '.join(tally)}; pages: results/RESULTS.md, docs/lengths.png, README.md")
+
+
+def section(schemes: Rows, zero_shot: Rows, tuned: Rows, parts: dict[str, Rows], checks: list[list[str]]) -> list[str]:
+    """What the README says of these results."""
+    counts = {said: sum(line[1] == said for line in checks) for said in (REPRODUCED, NOT, OPEN)}
+    lines = ["![loss against length for schemes, scalings, and scalings after tuning](docs/lengths.png)", ""]
+    lines += [*schemes_table(schemes), ""]
+    if zero_shot:
+        lines += ["Scalings of the rope runs, nothing trained, nats above merely cropping to the last 256 tokens:", ""]
+        lines += [*scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot), ""]
+    if tuned and zero_shot:
+        lines += ["After 100 steps of tuning at 1024, nats above the untuned run cropped to 256:", ""]
+        base = of(zero_shot, scaling="none")
+        lines += [*scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], base), ""]
+    lines.append(
+        f"Of {len(checks)} shapes that published work leads one to expect, {counts[REPRODUCED]} are reproduced, "
+        f"{counts[NOT]} are not, {counts[OPEN]} are open at these seeds: [results/RESULTS.md](results/RESULTS.md) has "
+        "them all, with bases, retrieval by task, and what surprised us."
+    )
+    return lines
+
+
+def publish(lines: list[str]) -> None:
+    """Put the section between its marks in the README."""
+    readme, (begin, end) = ROOT / "README.md", MARKS
+    text = readme.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise BadInput(f"README.md must have one line {begin} and one line {end}")
+    before, rest = text.split(begin)
+    write_whole(readme, "\n".join([f"{before}{begin}", *lines, f"{end}{rest.split(end)[1]}"]))

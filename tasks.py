@@ -1,0 +1,382 @@
+"""Tasks whose answer is known: can a model fetch what it has read, from how far, and in how long a context?
+
+    python train.py --data.corpus task:recall --run.name recall
+    python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
+
+An episode begins with its task's sign and is made of letters and digits, so `decode` of it can be read. Only answers,
+in brackets here, are scored:
+
+    copy        >kEbo=[kEbo]                    a random string again
+    reverse     <kEbo=[obEk]                    ... backwards
+    recall      *dAkffKcpBhoB[h]A[k]K[c]        keys (capitals) and the letter after each, asked for at the end;
+                                                other letters, and keys that are never asked for, distract
+    induction   ~kJbpMMmeKOpJ[b]ge[K]           letters that stood just once before: what followed them then?
+    passkey     ^And he#A52871 went@A[52871]    four keys in real text, asked for at the end in another order
+
+A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, and as many of them as
+fill the step: short ones teach the algorithm early, no two episodes share a context, and no position is learned by
+heart. Batches are a pure function of (seed, step), episodes of evaluation of (task, split, length): every scheme sees
+the same.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from cli import BadInput, nearest
+
+SMALL, CAPITALS, DIGITS = (
+    np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")
+)
+LETTERS = np.concatenate((SMALL, CAPITALS))  # few: each has to be learned
+CELLS = 4  # what is asked for stands in the first, second, third or last quarter of what there is to remember
+KEY = 5  # digits of a passkey, all different
+WINDOWS = 256  # episodes that the loss of a split is taken over
+TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
+EVALUATION = 1 << 63  # set in the keys of evaluation's draws; seeds are below it, so no training draw shares one
+
+
+class Episode(NamedTuple):
+    """One trial or several, (n,) each; what is not part of an answer has answer, cell and distance -1."""
+
+    tokens: np.ndarray  # ids
+    answer: np.ndarray  # which answer of the episode a token belongs to: 0, 1, ...
+    cell: np.ndarray  # the quarter in which its source stands, 0 .. CELLS - 1
+    distance: np.ndarray  # tokens from the source to it
+
+
+def blank(n: int) -> Episode:
+    """An episode with nothing in it yet."""
+    return Episode(np.zeros(n, np.int64), *(np.full(n, -1) for _ in range(3)))
+
+
+def copy(
+    draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool, step: int = 1
+) -> Episode:
+    """A string of k letters, `=`, and the string again; with step -1 backwards."""
+    episode, k = blank(n), (n - 2) // 2
+    episode.tokens[: n - 2 * k - 1] = ids[ord(">" if step == 1 else "<")]
+    episode.tokens[n - 2 * k - 1 : n - k - 1] = ids[draw.choice(LETTERS, k)]
+    episode.tokens[n - k - 1] = ids[ord("=")]
+    order = np.arange(k)[::step]  # of the string's letters in the answer
+    episode.tokens[n - k :] = episode.tokens[n - 2 * k - 1 + order]
+    episode.answer[n - k :] = 0
+    episode.cell[n - k :] = order * CELLS // k
+    episode.distance[n - k :] = k + 1 + np.arange(k) - order
+    return episode
+
+
+def reverse(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
+    """A string of k letters, `=`, and the string backwards."""
+    return copy(draw, n, ids, text, evaluating, step=-1)
+
+
+def ask(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, width: int = 1) -> None:
+    """Make answers of `width` tokens at these places the tokens at their sources; all (Q,), in the order asked."""
+    for i in range(width):
+        episode.tokens[at + i] = episode.tokens[source + i]
+        episode.answer[at + i] = np.arange(len(at))
+        episode.cell[at + i] = cell
+        episode.distance[at + i] = at - source
+
+
+def places(draw: np.random.Generator, body: int, cells: int, count: int, width: int) -> np.ndarray:
+    """Where `count` stretches of `width` tokens start in each of `cells` equal parts of the body, (cells, count)."""
+    edges = 1 + -(-np.arange(cells + 1) * body // cells)  # the first place of each part, after the sign
+    starts = [np.sort(draw.permutation(b - a - count * (width - 1))[:count]) + a for a, b in pairwise(edges)]
+    return np.stack(starts) + np.arange(count) * (width - 1)
+
+
+def asked_a_quarter(n: int) -> int:
+    """How many pairs of each quarter are asked for when evaluating with n tokens."""
+    return 2 if n >= 48 else 1
+
+
+def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, evaluating: bool) -> tuple[int, int, int]:
+    """How many parts the body has, and how many pairs, and pairs asked for, each of them once, in every part.
+
+    When evaluating, the same number in every quarter. When training, any number of pairs anywhere: short episodes have
+    little else, and are where it is first learned which value belongs to which key.
+    """
+    if evaluating:
+        return CELLS, asked_a_quarter(n) + spare, asked_a_quarter(n)
+    pairs = int(draw.integers(1, min(12, (n - 1) // (2 + width)) + 1))
+    return 1, pairs, pairs - spare * (pairs // 5)
+
+
+def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
+    """Keys and values among distractors, then keys again. Some keys, one a quarter at least, are never asked for."""
+    episode, (cells, pairs, q) = blank(n), amounts(draw, n, 2, True, evaluating)
+    Q = cells * q
+    body = n - 1 - 2 * Q
+    keys = places(draw, body, cells, pairs, 2)  # (cells, pairs)
+    episode.tokens[:] = ids[draw.choice(SMALL, n)]
+    episode.tokens[0] = ids[ord("*")]
+    episode.tokens[keys.ravel()] = ids[draw.permutation(CAPITALS)[: keys.size]]
+    asked = draw.permutation(draw.permuted(keys, axis=1)[:, :q].ravel())  # (Q,)
+    at = n - 2 * Q + 2 * np.arange(Q)
+    episode.tokens[at] = episode.tokens[asked]
+    ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)  # a pair stands where its key does
+    return episode
+
+
+def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
+    """Random letters; some that stood only once before come again, and with them what followed."""
+    episode, (cells, pairs, _) = blank(n), amounts(draw, n, 3, False, evaluating)
+    Q = cells * pairs
+    body = n - 1 - 3 * Q
+    letters = draw.permutation(LETTERS)
+    episode.tokens[:] = ids[draw.choice(letters[Q:], n)]
+    episode.tokens[0] = ids[ord("~")]
+    first = places(draw, body, cells, pairs, 2).ravel()  # (Q,)
+    episode.tokens[first] = ids[letters[:Q]]
+    asked = draw.permutation(first)
+    at = n - 3 * Q + 3 * np.arange(Q) + 1
+    episode.tokens[at] = episode.tokens[asked]
+    ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)
+    return episode
+
+
+def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
+    """A passage of text with a named key in each quarter, then the names again. In training 1 to 4 keys anywhere."""
+    episode, width = blank(n), 2 + KEY
+    cells, keys = (CELLS, 1) if evaluating else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
+    Q = cells * keys
+    body = n - 1 - Q * width
+    stated = places(draw, body, cells, keys, width).ravel()  # (Q,)
+    asked = draw.permutation(stated)
+    at = n - Q * width + width * np.arange(Q)
+    inside = np.zeros(n, bool)
+    inside[1 : 1 + body] = True
+    inside[stated[:, None] + np.arange(width)] = False
+    passage = int(draw.integers(len(text) - inside.sum() + 1))
+    episode.tokens[0] = ids[ord("^")]
+    episode.tokens[inside] = text[passage : passage + inside.sum()]
+    for start, name in zip(stated, draw.permutation(CAPITALS), strict=False):
+        digits = draw.permutation(DIGITS)[:KEY]
+        episode.tokens[start : start + width] = ids[np.concatenate(([ord("#"), name], digits))]
+    episode.tokens[at] = ids[ord("@")]
+    episode.tokens[at + 1] = episode.tokens[asked + 1]
+    ask(episode, at + 2, asked + 2, (asked - 1) * CELLS // body, KEY)
+    return episode
+
+
+TASKS: dict[str, tuple[Callable[..., Episode], int, int]] = {  # with the shortest context, tokens: training, evaluation
+    "copy": (copy, 6, 24),
+    "reverse": (reverse, 6, 24),
+    "recall": (recall, 6, 24),
+    "induction": (induction, 6, 24),
+    "passkey": (passkey, 16, 64),
+}
+
+
+class TaskCorpus:
+    """Episodes through the door of `data.Corpus`: `batch`, `windows`, `tokenizer` and so on mean what they mean there.
+
+    Args:
+        name: as the user named it, task:recall say.
+        text: the corpus that gives the tokenizer, and passages to hide passkeys in.
+
+    Attributes:
+        tasks: names of the tasks, one or all.
+        least: the shortest context that evaluation can have, tokens.
+        token_bytes: zeros, (V,): bits per byte means nothing here and comes out as null.
+    """
+
+    def __init__(self, name: str, text: data.Corpus) -> None:
+        self.name, self.text = name, text
+        task = name.removeprefix("task:")
+        self.tasks = list(TASKS) if task == "all" else [task]
+        self.least = max(TASKS[task][2] for task in self.tasks)
+        self.seed, self.batch_size, self.seq_len = text.seed, text.batch_size, text.seq_len
+        self.tokenizer, self.vocab_size, self.end_of_text = text.tokenizer, text.vocab_size, text.end_of_text
+        self.encode, self.decode, self.tokens = text.encode, text.decode, text.tokens
+        self.token_bytes = torch.zeros_like(text.token_bytes)
+        spelt = [text.encode(chr(code)) for code in range(128)]
+        if any(len(ids) != 1 for ids in spelt[ord("!") :]):
+            raise BadInput("--data.tokenizer has no token for each letter, digit and sign: use bpe or bytes for tasks")
+        self._ids = np.array([ids[0] for ids in spelt])  # (128,) ASCII to token
+        samples = [episode for task in self.tasks for episode in self.episodes(task, "validation", 64, range(4))]
+        self.sha256 = data.hash_of([name, text.sha256, [episode.tokens.tolist() for episode in samples]])
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Training episodes of one step, a pure function of (seed, step): one task, one length.
+
+        Returns:
+            inputs and targets, (batch_size * (seq_len // T), T) int64 each, for a length T drawn log-uniformly.
+        """
+        key, task = np.array([self.seed, step], np.uint64), self.tasks[step % len(self.tasks)]
+        low, high = math.log(TASKS[task][1]), math.log(self.seq_len + 1)
+        T = int(math.exp(np.random.Generator(np.random.Philox(key=key)).uniform(low, high)))
+        rows = range(self.batch_size * (self.seq_len // T))
+        return scored([self._episode(task, "train", T, key, row, evaluating=False) for row in rows])
+
+    def episodes(self, task: str, split: str, length: int, rows: range) -> list[Episode]:
+        """Episodes of evaluation, length + 1 tokens each: a pure function of (task, split, length, row)."""
+        digest = hashlib.sha256(f"{task} {split} {length}".encode()).digest()
+        key = np.frombuffer(digest, np.uint64, 2) | np.array([EVALUATION, 0], np.uint64)
+        return [self._episode(task, split, length, key, row, evaluating=True) for row in rows]
+
+    def windows(
+        self, split: str, length: int, count: int | None = None, rows: int = 32
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, (<= rows, length) each, of `count` episodes of evaluation, as many of every task."""
+        count = WINDOWS if count is None else min(count, WINDOWS)
+        which = [(self.tasks[i % len(self.tasks)], i // len(self.tasks)) for i in range(count)]
+        for first in range(0, count, rows):
+            made = (self.episodes(task, split, length, range(i, i + 1)) for task, i in which[first : first + rows])
+            yield scored([episode for (episode,) in made])
+
+    def longest(self, split: str) -> int:
+        """The longest context, in tokens: a passage of that length is in the split."""
+        return len(self.tokens(split))
+
+    def describe(self) -> str:
+        """One line: what the episodes are, and what they are made of."""
+        return (
+            f"{self.name}: {', '.join(self.tasks)}; episodes of up to {self.seq_len} tokens, one length a "
+            f"step, answers alone are scored; {self.vocab_size:,} entries and passages of {self.text.name}"
+        )
+
+    def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, evaluating: bool) -> Episode:
+        draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
+        return TASKS[task][0](draw, length + 1, self._ids, self.text.tokens(split), evaluating)
+
+
+def load(config: data.DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:
+    """The tasks that `--data.corpus task:NAME` asks for; options for tokenizer, max_bytes and cache go to the text.
+
+    Raises:
+        BadInput: no such task, an option that means nothing here, or a length too short for an episode.
+    """
+    name, names = config.corpus.removeprefix("task:"), [*TASKS, "all"]
+    if name not in names:
+        known = ", ".join(f"task:{name}" for name in names)
+        close = nearest(name, names)
+        raise BadInput(f"--data.corpus {config.corpus!r} is none of {known}{close.replace('mean ', 'mean task:')}")
+    for option in ("subset", "split", "column"):
+        if (value := getattr(config, option)) != getattr(data.DataConfig, option):
+            raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")
+    least = max(least for task, (*_, least) in TASKS.items() if name in (task, "all"))
+    if seq_len < least:
+        raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {config.corpus}: {least} is enough")
+    return TaskCorpus(config.corpus, data.load(replace(config, corpus="kjv"), seed, batch_size, seq_len))
+
+
+def scored(episodes: list[Episode]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of B episodes of n tokens, (B, n - 1) int64 each: only answers are targets."""
+    tokens, answer = (torch.from_numpy(np.stack(part)) for part in list(zip(*episodes, strict=True))[:2])  # (B, n) each
+    return tokens[:, :-1].contiguous(), tokens.masked_fill(answer < 0, -100)[:, 1:].contiguous()
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def count_of_episodes(task: str, length: int, trials: int) -> int:
+    """How many episodes give every cell at least this many trials."""
+    return trials if task not in ("recall", "induction") else -(-trials // asked_a_quarter(length + 1))
+
+
+def tally(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Accuracy of whole answers, of all of them first and then by the quarter in which their source stands.
+
+    Args:
+        episodes: all of one task and length, E of n tokens.
+        nats: cross-entropy of every target, (E, n - 1).
+        right: whether the likeliest token was the target, (E, n - 1).
+
+    Returns:
+        Rows of loss, accuracy, token_accuracy, trials, depth, distance and tokens. Depth is where the quarter's middle
+        stands between the beginning, 0, and the end, 1, of what there was to remember. Distance is the mean in tokens.
+        Copy and reverse have one answer an episode; by quarter, that quarter's part of it counts.
+    """
+    answer, cell, distance = (np.stack([part[1:] for part in parts]) for parts in list(zip(*episodes, strict=True))[1:])
+    row = np.broadcast_to(np.arange(len(answer))[:, None], answer.shape)
+    found = []
+    for quarter in (None, *range(CELLS)):
+        here = answer >= 0 if quarter is None else cell == quarter  # (E, n - 1)
+        _, whole = np.unique(np.stack((row[here], answer[here])), axis=1, return_inverse=True)  # an answer's number
+        wrong = np.bincount(whole.ravel(), weights=~right[here])  # (answers,) tokens of each that are wrong
+        found.append(
+            {
+                "loss": float(nats[here].mean()),
+                "accuracy": float((wrong == 0).mean()),
+                "token_accuracy": float(right[here].mean()),
+                "trials": len(wrong),
+                "depth": None if quarter is None else (quarter + 0.5) / CELLS,
+                "distance": None if quarter is None else round(float(distance[here].mean()), 1),
+                "tokens": int(here.sum()),
+            }
+        )
+    return found
+
+
+def measure(
+    corpus: TaskCorpus, task: str, split: str, length: int, trials: int, figures: Callable[[Tensor, Tensor], Tensor]
+) -> list[dict[str, Any]]:
+    """`tally` of a task's episodes at one length.
+
+    Args:
+        corpus: with the task among its own.
+        task: its name.
+        split: train, validation or test.
+        length: of the context, tokens, T.
+        trials: the least number a cell.
+        figures: of inputs and targets, (B, T) each, the targets' nats and whether each is the likeliest, (B, T, 2).
+    """
+    count, rows, all_of, found = count_of_episodes(task, length, trials), max(1, TOKENS_AT_ONCE // length), [], []
+    for first in range(0, count, rows):
+        episodes = corpus.episodes(task, split, length, range(first, min(first + rows, count)))
+        all_of += episodes
+        found.append(figures(*scored(episodes)))
+    nats, right = torch.cat(found).unbind(-1)  # (E, T) each
+    return tally(all_of, nats.numpy(), right.numpy() > 0)
+
+
+def missing() -> list[dict[str, Any]]:
+    """What `measure` gives where a model has no positions: nothing, in every cell."""
+    names = ("loss", "accuracy", "token_accuracy", "trials", "depth", "distance", "tokens")
+    return [
+        dict.fromkeys(names) | {"depth": None if quarter is None else (quarter + 0.5) / CELLS}
+        for quarter in (None, *range(CELLS))
+    ]
+
+
+def shown_depth(depth: float | None) -> str:
+    """A row's quarter in words."""
+    return "all" if depth is None else ("first", "second", "third", "last")[int(depth * CELLS)] + " quarter"
+
+
+def heat_map(panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path) -> None:
+    """Rows of panels, each a title and (row, length) to accuracy. Every cell says its number; n/a where it is None."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # pictures go to files: no screen is needed
+    import matplotlib.pyplot as plt
+
+    height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
+    figure, axes = plt.subplots(
+        len(panels), len(panels[0]), figsize=(4.3 * len(panels[0]) + 0.6, height), layout="constrained", squeeze=False
+    )
+    for axis, (title, cells) in zip(axes.ravel(), (panel for line in panels for panel in line), strict=True):
+        rows, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+        values = np.array([[cells[row, n] if cells[row, n] is not None else math.nan for n in lengths] for row in rows])
+        axis.imshow(values, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")  # never quite black: numbers stay readable
+        for (i, j), value in np.ndenumerate(values):
+            word = "n/a" if math.isnan(value) else f"{value:.2f}"
+            axis.text(j, i, word, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
+        axis.set_xticks(range(len(lengths)), [f"{n}*" if n == trained else str(n) for n in lengths], fontsize=8)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("tokens of context (* trained)", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
