@@ -616,7 +616,7 @@ class Curves:
     """
 
     def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any], run_id: str | None = None) -> None:
-        self.run = None
+        self.run, self.broken = None, False
         self.run_id = run_id if run_id or mode == "disabled" else uuid.uuid4().hex[:8]
         if mode == "disabled":
             return
@@ -643,7 +643,7 @@ class Curves:
         try:
             yield
         except Exception as error:
-            self.run = None
+            self.run, self.broken = None, True
             print(
                 f"W&B could not {what} ({' '.join(str(error).split())[:200]}); training goes on without it",
                 file=sys.stderr,
@@ -659,6 +659,11 @@ class Curves:
             with self.surviving("finish"):
                 self.run.finish(exit_code=exit_code)
                 self.run = None
+        if self.broken:
+            with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
+                import wandb
+
+                wandb.teardown(exit_code=1)
 
 
 def versions() -> dict[str, str]:

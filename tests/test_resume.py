@@ -213,6 +213,14 @@ def test_a_tuned_run_goes_on_too(small, tmp_path, whole):
     assert result(folder)["init_from_sha256"] == result(whole())["weights_sha256"]
 
 
+def test_a_run_on_tasks_goes_on_too(small, tmp_path):
+    own = ["--data.corpus", "task:copy", "--model.seq_len", "32"]
+    expected = outcome(run(small, tmp_path / "whole", *own))
+    folder = killed(small, tmp_path / "run", 6, *own)
+    run(small, folder, *own, *RESUME)
+    assert outcome(folder) == expected
+
+
 def test_learned_factors_go_on_too(small, tmp_path):
     own = ["--model.rope.learn_factors", "true"]
     expected = run(small, tmp_path / "whole", *own)
