@@ -10,16 +10,33 @@ runs/<name>/config.yaml         what was asked, complete
            /accuracy.json       accuracy by task, length and place, where compare.py measured a run on tasks
            /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
            /wandb/              the same curves, offline unless asked otherwise
+           /.lock               held by the process that writes here; the system lets go of it when that process ends
+           /checkpoints/step-N/ a run after N steps, so that it can go on:
+               model.safetensors    weights, under the bare model's names
+               optimizer.pt         what AdamW keeps of every parameter, by the parameter's name, and how far the run
+                                    got: plain tensors, numbers and texts, read with weights_only=True
+               config.yaml          what was asked
+               manifest.json        sha256 and size of each file above, and of itself
+
+A checkpoint is written under a name with a dot before it, flushed to disk and renamed, so `step-N` is whole or not
+there, unless the disk damages it later: then its checksums tell. Three are kept: the last, the one before it, and the
+best, the one with the lowest validation loss at a look; an older one is removed once the new one is whole. No place
+in the data is saved, since a batch follows from seed and step, and no state of chance, since nothing else is drawn.
+
+Going on gives to the bit what never stopping would have given, on the same machine, device and number of threads;
+elsewhere sums round otherwise, and the figures agree as far as that allows.
 """
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +44,8 @@ from typing import Any, TextIO
 
 import torch
 import yaml
-from safetensors.torch import load_file, save
+from filelock import FileLock, Timeout
+from safetensors.torch import load, load_file, save
 from tokenizers import Tokenizer
 
 from cli import BadInput
@@ -38,50 +56,306 @@ from rope import RopeConfig
 
 FILES = (
     *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb"),
+    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb", "checkpoints"),
 )
+
+# A resumed run may change these: they say where it works and what it shows, and touch its result by rounding at most.
+# The precision is compared as it came out, since `auto` may come out otherwise on another device.
+MAY_DIFFER = {
+    "data": {"cache"},
+    "model": {"attention"},
+    "run": {
+        *("out", "name", "micro_batch_size", "eval_every", "save_every", "precision", "device", "threads", "compile"),
+        *("wandb", "overwrite", "resume", "on_nan"),
+    },
+}
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is at its end
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file and flush it to disk. Every file of a run but metrics.jsonl comes through here."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Flush a folder's list of names to disk: until then a power cut may undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that whoever looks sees the old one or the new one, never a part: write aside, flush, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_flushed(temporary, content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
+        flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+class Damaged(ValueError):
+    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
+
+
+@dataclass
+class Checkpoint:
+    """A run after some steps, read back."""
+
+    state: dict[str, Any]  # how far it got: see train.py's `train`
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
+
+    def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model."""
+        model.load_state_dict(self.weights)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        kept = {i: self.optimizer[name] for i, name in enumerate(order) if name in self.optimizer}
+        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def pack(
+    model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any], config: bytes
+) -> dict[str, bytes]:
+    """The files of a checkpoint, by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    kept = {
+        names[parameter]: {key: value.cpu() for key, value in values.items()}
+        for parameter, values in optimizer.state.items()
+    }
+    buffer = io.BytesIO()
+    torch.save({"state": state, "optimizer": kept}, buffer)
+    files = {"model.safetensors": pack_weights(model), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
+    sums = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()
+    }
+    return {**files, "manifest.json": seal({"step": state["step"], "files": sums})}
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """A manifest as a file, with its own sha256 in its last line."""
+    own = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
+
+
+def pack_weights(model: Transformer) -> bytes:
+    """The weights as a safetensors file without metadata."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint, each file once: what is loaded is what was checked. Nothing in it can run code.
+
+    Raises:
+        Damaged: if a file is missing, is not what was written, or holds more than tensors, numbers and texts.
+    """
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_bytes())
+        if seal({name: value for name, value in manifest.items() if name != "sha256"}) != file.read_bytes():
+            raise Damaged(f"{file} is damaged: it does not have its own sha256")
+        contents = {}
+        for name, expected in manifest["files"].items():
+            file = folder / name
+            contents[name] = file.read_bytes()
+            if len(contents[name]) != expected["size"]:
+                raise Damaged(f"{file} is damaged: it has {len(contents[name])} of {expected['size']} bytes")
+            if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
+                raise Damaged(f"{file} is damaged: its sha256 is not the one in manifest.json")
+        file = folder / "optimizer.pt"
+        rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
+        file = folder / "model.safetensors"
+        found = Checkpoint(rest["state"], load(contents["model.safetensors"]), rest["optimizer"])
+        if f"step-{found.state['step']}" != folder.name:
+            raise Damaged(f"{folder} is damaged: it holds step {found.state['step']}")
+    except FileNotFoundError as error:
+        raise Damaged(f"{file} is missing") from error
+    except Damaged:
+        raise
+    except Exception as error:  # each library has errors of its own, and all of them mean the same here
+        raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return found
+
+
+def steps_saved(path: Path) -> list[int]:
+    """The steps that a run folder has checkpoints of, the last first."""
+    names = [folder.name for folder in (path / "checkpoints").glob("step-*")]
+    return sorted((int(name[5:]) for name in names if name[5:].isdecimal()), reverse=True)
+
+
+def last_whole(path: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a run, if there is one. Damaged ones that come after it are named on stderr."""
+    for step in steps_saved(path):
+        try:
+            return read_checkpoint(path / "checkpoints" / f"step-{step}")
+        except Damaged as error:
+            print(f"{error}; looking for the checkpoint before", file=sys.stderr)
+    return None
+
+
+def verified(path: Path) -> dict[str, Any] | None:
+    """What a finished run's result.json says, once its checkpoints and weights are found whole.
+
+    Returns:
+        None for a run that is not finished, or one whose last checkpoint or weights are damaged: it has to go on.
+    """
+    result, damaged = read_result(path), {}
+    if result.get("status") != "finished":
+        return None
+    steps = steps_saved(path)
+    for step in steps:
+        try:
+            read_checkpoint(path / "checkpoints" / f"step-{step}")
+        except Damaged as error:
+            damaged[step] = error
+    if steps and steps[0] in damaged:
+        return None
+    if not (path / "model.safetensors").exists() or result.get(
+        "weights_sha256", weights_sha256(path)
+    ) != weights_sha256(path):
+        print(f"{path / 'model.safetensors'} is missing or damaged: making it again", file=sys.stderr)
+        return None
+    for error in damaged.values():
+        print(error, file=sys.stderr)
+    whole = ", ".join(f"step-{step}" for step in reversed(steps) if step not in damaged) or "none there"
+    print(f"{path} is finished at step {result['step']} of {result['steps']}; whole checkpoints: {whole}", flush=True)
+    return result
+
+
+def other_values(path: Path, configs: dict[str, Any]) -> list[str]:
+    """What sets a run that was begun apart from one that is asked for: `run.steps 4, not 5` for each such option.
+
+    Raises:
+        BadInput: if its config.yaml cannot be read.
+    """
+    file = path / "config.yaml"
+    try:
+        sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+        rope = RopeConfig(**sections["model"].pop("rope"))
+        # through the dataclass, so that options that came later than the record stand at their defaults
+        begun = {name: asdict(type(config)(**sections[name])) for name, config in configs.items()}
+        begun["model"]["rope"] = asdict(rope)
+    except Exception as error:
+        raise BadInput(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    found = []
+    for section, config in configs.items():
+        for name, now in asdict(config).items():
+            was = begun[section][name]
+            if name in MAY_DIFFER[section] or (name == "vocab_size" and now is None):
+                continue
+            if name == "rope":
+                found += [f"model.rope.{key} {was[key]}, not {now[key]}" for key in now if was[key] != now[key]]
+            elif was != now:
+                found.append(f"{section}.{name} {was}, not {now}")
+    return found
+
+
+def refuse_other_config(path: Path, configs: dict[str, Any]) -> None:
+    """Raise BadInput if a run to be resumed was begun with a config that gives another result."""
+    refuse_other_things(path)
+    if (path / "config.yaml").exists() and (found := other_values(path, configs)):
+        more = (
+            f"; more steps are a new run, --run.init_from {path}" if any("run.steps" in each for each in found) else ""
+        )
+        raise BadInput(
+            f"--run.resume true: {path} was begun with {'; '.join(found)}: give what it was begun with, or choose "
+            f"another --run.name{more}"
+        )
+
+
 class RunFolder:
-    """The folder of a run that is being trained.
+    """The folder of a run that is being trained, which no other process may write meanwhile.
 
     Args:
         path: where it will be.
         configs: the sections data, model and run, as dataclasses.
         overwrite: whether a run that is already there may be replaced.
+        resume: whether a run that is already there goes on.
+        facts: what a resumed run must share with its checkpoint besides the config, by the name in its state.
+
+    Attributes:
+        last: the checkpoint to go on from, None at step 0.
 
     Raises:
-        BadInput: if another run is there, or the folder cannot be made.
+        BadInput: if another run is there, another process writes it, or the folder cannot be made.
     """
 
-    def __init__(self, path: Path, configs: dict[str, Any], overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        configs: dict[str, Any],
+        overwrite: bool,
+        resume: bool = False,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
         self.path = path
-        refuse_taken(path, overwrite)
+        self.last: Checkpoint | None = None
+        refuse_taken(path, overwrite, resume)
+        # no stand-in where the file system has no locks: that would be a file which outlives its owner
+        self.lock = FileLock(path / ".lock", timeout=0, fallback_to_soft=False)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for name in FILES:  # only what a run leaves behind: anything else in the folder is the user's
-                old = path / name
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-            sections = {name: asdict(config) for name, config in configs.items()}
-            write_whole(path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
-            self.metrics: TextIO = open(path / "metrics.jsonl", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self.lock.acquire()
+            refuse_taken(path, overwrite, resume)  # again, now that nobody else writes
+            self.prepare(configs, resume, facts or {})
+        except Timeout as error:
+            raise BadInput(
+                f"--run.out {path} is being written by another process: wait until that has ended, or choose another "
+                "--run.name"
+            ) from error
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            self.lock.release()
+            if error.errno in NO_ROOM:
                 raise
             raise BadInput(f"--run.out {path} cannot be written ({error.strerror}): name a folder that can") from error
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def prepare(self, configs: dict[str, Any], resume: bool, facts: dict[str, Any]) -> None:
+        """Make the folder ready: as the last whole checkpoint left it, or empty."""
+        if resume and (self.path / "config.yaml").exists():
+            refuse_other_config(self.path, configs)
+            self.last = last_whole(self.path)
+            for name, now in facts.items() if self.last else ():
+                if (was := self.last.state[name]) != now:
+                    raise BadInput(f"--run.resume true: {self.path} was begun with {name} {was}, not {now}")
+            where = (
+                f"going on after step {self.last.state['step']}" if self.last else "no whole checkpoint: from step 0"
+            )
+            print(f"{self.path}: {where}", flush=True)
+        self.saved = self.last.state["step"] if self.last else 0
+        if self.last:
+            for rubbish in (self.path / "checkpoints").glob(".*"):  # of a process that was killed while it wrote
+                shutil.rmtree(rubbish, ignore_errors=True)
+            # whatever was logged after the checkpoint will be logged again
+            events = [event for event in read_metrics(self.path) if event["step"] <= self.saved]
+            write_whole(self.path / "metrics.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+        else:
+            for name in FILES:  # only what a run leaves behind: anything else in the folder is the user's
+                old = self.path / name
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+        # overwrite and resume say what to do with a folder, once: config.yaml, used again, must not do it again
+        sections = {name: asdict(config) for name, config in configs.items()}
+        sections["run"] |= {"overwrite": False, "resume": False}
+        write_whole(self.path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
+        mode = "a" if self.last else "w"
+        self.metrics: TextIO = open(self.path / "metrics.jsonl", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        with contextlib.suppress(OSError):  # a full disk, which was said at the line that did not fit
+            self.metrics.close()
+        self.lock.release()
 
     def log(self, step: int, split: str, **values: float) -> None:
         """Add one event to metrics.jsonl. A value that is no finite number becomes null: JSON has no NaN."""
@@ -93,32 +367,83 @@ class RunFolder:
         values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
-    def save(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        """Write the weights and the tokenizer, and what rope's factors came to where they were learned."""
+    def checkpoint(self, model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Save the run as it stands, and then remove the checkpoints that are no longer kept.
+
+        Args:
+            model: whose weights to save.
+            optimizer: of all its parameters.
+            state: how far the run got: its `step`, and the step of its `best` look if there was one.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before are all still there then.
+        """
+        if state["step"] == self.saved:
+            return
+        folder, step = self.path / "checkpoints", state["step"]
+        files = pack(model, optimizer, state, (self.path / "config.yaml").read_bytes())
+        aside, whole = folder / f".step-{step}", folder / f"step-{step}"
+        os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
+        try:
+            if not folder.exists():
+                folder.mkdir()
+                flush_folder(self.path)
+            aside.mkdir()
+            for name, content in files.items():
+                write_flushed(aside / name, content)
+            flush_folder(aside)
+            self.remove(step)  # a damaged one, which was not gone on from
+            os.replace(aside, whole)
+            flush_folder(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        best = (state.get("best") or {}).get("step")
+        for old in steps_saved(self.path):
+            if old not in (step, self.saved, best):
+                self.remove(old)
+        self.saved = step
+
+    def remove(self, step: int) -> None:
+        """Remove a step's checkpoint, if there is one; renamed first, so that a half-removed one is never read."""
+        folder, aside = self.path / "checkpoints" / f"step-{step}", self.path / "checkpoints" / f".old-{step}"
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
+        """Write the weights and the tokenizer, and what rope's factors came to where they were learned.
+
+        Returns:
+            The weights' sha256.
+        """
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         if model.config.position == "rope" and model.config.rope.learn_factors:
             rope = asdict(model.position.as_longrope(model.config.seq_len))
             rope = {name: value for name, value in rope.items() if value is not None}
             write_whole(self.path / "longrope.yaml", yaml.safe_dump({"model": {"rope": rope}}, sort_keys=False))
-        write_whole(self.path / "model.safetensors", save(weights))
+        write_whole(self.path / "model.safetensors", pack_weights(model))
+        return weights_sha256(self.path)
 
 
-def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Raise BadInput if a run, or something that is no run, stands where a new run should go."""
+def refuse_other_things(path: Path) -> None:
+    """Raise BadInput if something that is no run stands where a run should be. The lock alone is nothing."""
     if path.exists() and not path.is_dir():
         raise BadInput(f"--run.out {path} is a file: name a folder")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not (path / "config.yaml").exists():
+    if path.is_dir() and {each.name for each in path.iterdir()} - {".lock"} and not (path / "config.yaml").exists():
         raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
-    if not overwrite:
+
+
+def refuse_taken(path: Path, overwrite: bool, resume: bool = False) -> None:
+    """Raise BadInput if a run, or something that is no run, stands where a new run should go."""
+    refuse_other_things(path)
+    if (path / "config.yaml").exists() and not overwrite and not resume:
         result = read_result(path)
         state = result.get("status", "unfinished")
         how_far = f" at step {result['step']} of {result['steps']}" if {"step", "steps"} <= result.keys() else ""
         raise BadInput(
-            f"--run.out {path} already holds a run ({state}{how_far}): choose another --run.name, "
-            f"or replace it with --run.overwrite true"
+            f"--run.out {path} already holds a run ({state}{how_far}): choose another --run.name, go on with "
+            f"--run.resume true, or replace it with --run.overwrite true"
         )
 
 
@@ -173,7 +498,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         result = read_result(path)
         raise BadInput(
             f"{path} has no weights: its run is {result.get('status', 'unfinished')} at step {result.get('step', 0)} "
-            f"of {result.get('steps', 'an unknown number')}; train it again with --run.overwrite true"
+            f"of {result.get('steps', 'an unknown number')}; go on with --run.resume true"
         )
     file = "config.yaml"
     try:
@@ -286,10 +611,13 @@ class Curves:
         folder: the run folder.
         name: the run's name.
         config: everything that was asked, for W&B's table.
+        run_id: W&B's name of the run that is resumed, so that its curves go on. Steps that it already has, those after
+            the checkpoint, it leaves as they are.
     """
 
-    def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any]) -> None:
-        self.run = None
+    def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any], run_id: str | None = None) -> None:
+        self.run, self.broken = None, False
+        self.run_id = run_id if run_id or mode == "disabled" else uuid.uuid4().hex[:8]
         if mode == "disabled":
             return
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no reports of crashes to anyone
@@ -303,6 +631,8 @@ class Curves:
                 name=name,
                 dir=folder,
                 mode=mode,
+                id=self.run_id,
+                resume="allow" if mode == "online" else None,  # offline, the same id is enough
                 config=config,
                 settings=settings,
                 reinit="create_new",
@@ -313,7 +643,7 @@ class Curves:
         try:
             yield
         except Exception as error:
-            self.run = None
+            self.run, self.broken = None, True
             print(
                 f"W&B could not {what} ({' '.join(str(error).split())[:200]}); training goes on without it",
                 file=sys.stderr,
@@ -329,6 +659,11 @@ class Curves:
             with self.surviving("finish"):
                 self.run.finish(exit_code=exit_code)
                 self.run = None
+        if self.broken:
+            with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
+                import wandb
+
+                wandb.teardown(exit_code=1)
 
 
 def versions() -> dict[str, str]:

@@ -1,14 +1,26 @@
 """What every script does at its edge: parse typed options, say what is wrong in one line, end with an honest exit code.
 
-Exit codes: 0 done; 2 bad input; 3 failed while running; 130 interrupted by Ctrl-C; 143 by SIGTERM.
+Exit codes:
+
+0    done
+2    bad input: something that cannot be done was asked for, and nothing was changed
+3    failed while running: a loss that is no number, no space or memory left, a damaged run
+130  stopped by Ctrl-C (SIGINT)
+143  stopped by SIGTERM
+
+A training run that is stopped finishes its step and saves first, so that --run.resume true goes on from there; a second
+Ctrl-C or SIGTERM ends it at once. SIGUSR1, with which clusters warn before they take a machine away, saves and goes on.
 """
 
 import difflib
 import errno
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +36,51 @@ class BadInput(ValueError):
 
 class RunFailed(RuntimeError):
     """Something broke after the work had begun, a NaN loss say. What was logged up to then is kept."""
+
+
+class Signals:
+    """What a training run is asked from outside: to stop, or to save. Made when it begins, let go when it ends.
+
+    Attributes:
+        between_steps: whether the run looks here after every step. Until it does, a stop stops at once.
+        stop: the signal that asked to stop, SIGINT or SIGTERM.
+        save: whether a save was asked for, by SIGUSR1.
+    """
+
+    # A cluster may send a stop to compare.py and to its runs, and compare.py hands it on: that makes one stop, not two.
+    PATIENCE = 5.0  # seconds
+
+    def __init__(self) -> None:
+        self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may say what signals do
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
+            ignored = number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN  # a shell's background job
+            if number is not None and not ignored:
+                self.before[number] = signal.signal(number, self.note)
+
+    def let_go(self) -> None:
+        """Put back what signals did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: Any) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            self.save = True
+        elif self.stop is None:
+            self.stop, self.since = number, time.monotonic()
+            if not self.between_steps:
+                self.leave()
+        elif multiprocessing.parent_process() is None or time.monotonic() - self.since > self.PATIENCE:
+            os._exit(128 + number)
+
+    def leave(self) -> None:
+        """End the run if that was asked for: by Python's own ways, which end with 130 and 143."""
+        if self.stop == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.stop is not None:
+            raise SystemExit(128 + self.stop)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -103,6 +160,8 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
     name = os.path.basename(sys.argv[0])
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     try:
         main(argv)
         code = 0

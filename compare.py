@@ -6,13 +6,14 @@
     python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks (tasks.py) instead of loss on text
 
 Takes every option of train.py. Runs go side by side, one per core. Runs that are already finished are not repeated,
-so a stopped comparison goes on where it was.
+so a stopped comparison goes on where it was, each run from its last whole checkpoint.
 """
 
 import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 import data
 import train
-from checkpoint import load_run, read_metrics, read_result, versions, write_whole
+from checkpoint import load_run, other_values, read_metrics, read_result, versions, write_whole
 from cli import BadInput, RunFailed, nearest, run
 from evaluate import loss_by_length, target_figures
 from model import ModelConfig
@@ -47,7 +48,8 @@ STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apar
     "rope": ("#D55E00", "-", "o"),
 }
 HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
-HARMLESS = {"out", "name", "threads", "overwrite", "wandb"}  # options of a run that leave its result alone
+# options of a run that leave its result alone
+HARMLESS = {"out", "name", "threads", "overwrite", "resume", "save_every", "on_nan", "wandb"}
 TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
@@ -182,7 +184,15 @@ def is_finished(job: Job) -> bool:
     Raises:
         BadInput: if it holds another run, and that may not be replaced.
     """
-    if job.run.overwrite or read_result(job.folder).get("status") != "finished":
+    if job.run.overwrite:
+        return False
+    if read_result(job.folder).get("status") != "finished":
+        configs = {"data": job.data, "model": job.model, "run": job.run}
+        if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs)):
+            raise BadInput(
+                f"--out {job.folder.parent}: the unfinished run {job.name} there has {'; '.join(found)}: choose "
+                "another --out, or --run.overwrite true"
+            )
         return False
     there = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
     for section, config in (("data", job.data), ("model", job.model), ("run", job.run)):
@@ -211,7 +221,7 @@ def read_lengths(job: Job) -> dict[str, float | None]:
 def work(job: Job) -> None:
     """Train one job, unless that is done, and score it under the other lengths."""
     if job.run.overwrite or read_result(job.folder).get("status") != "finished":
-        train.train(job.data, job.model, replace(job.run, overwrite=True))
+        train.train(job.data, job.model, replace(job.run, resume=not job.run.overwrite))
     device = train.pick_device(job.run.device)
     _, autocast = train.pick_precision(job.run.precision, device)
     loaded = load_run(job.folder, str(device))
@@ -249,6 +259,7 @@ def mean_loss(rows: list[dict[str, Any]]) -> float | None:
 
 def work_alone(job: Job, log: Path) -> None:
     """`work` in a process of its own, with all it says in a log file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; compare.py hands it on
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -15,12 +15,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
-from tasks import heat_map  # noqa: E402
-
 import compare  # noqa: E402
 import evaluate  # noqa: E402
 from checkpoint import write_whole  # noqa: E402
 from cli import BadInput  # noqa: E402
+from tasks import heat_map  # noqa: E402
 
 MARKS = "<!-- made by results/make.py -->", "<!-- end of what results/make.py makes -->"
 REPRODUCED, NOT, OPEN = "reproduced", "NOT reproduced", "inconclusive at these seeds"

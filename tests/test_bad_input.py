@@ -34,7 +34,21 @@ train | --modl.position rope                 | --modl.position; did you mean --m
 train | --steps 5                            | --steps; did you mean --run.steps
 train | --run.step 5                         | --run.step; did you mean --run.steps
 train | --run.lerning_rate 1                 | --run.lerning_rate; did you mean --run.learning_rate
-train | --run.resume true                    | --run.resume
+train | --run.resume perhaps                 | --run.resume; perhaps; bool
+train | --run.resume true --run.overwrite true | run.resume true; run.overwrite true; choose one
+train | --run.resume true --run.out foreign  | --run.out foreign; other things
+train | --run.resume true --run.out tiny.txt | --run.out tiny.txt; a file
+train | --run.resume true --run.out rope     | rope; run.steps 40, not 4; learning_rate 0.01; --run.init_from rope
+train | --run.resume true --run.out unfinished --run.steps 40 | unfinished; run.learning_rate 0.01, not 0.003
+train | --run.resume true --run.out unfinished --model.rope.base 500 | model.rope.base 10000.0, not 500.0
+train | --run.resume true --run.out unfinished --data.tokenizer bpe | data.tokenizer bytes, not bpe
+train | --run.resume true --run.out unfinished --run.init_from rope --run.steps 40 | run.init_from None, not rope
+train | --run.resume true --run.out rope --run.init_from rope | --run.out rope; --run.init_from
+train | --run.resume true --run.out damaged_config | damaged_config; config.yaml is damaged
+train | --run.save_every 0                   | --run.save_every 0; at least 1
+train | --run.save_every often               | --run.save_every; often; int
+train | --run.on_nan halt                    | --run.on_nan; halt; stop, skip
+train | --run.on_nan ski                     | --run.on_nan; ski; did you mean skip
 train | -x                                   | -x
 train | stray                                | stray
 train | --run.steps                          | --run.steps
@@ -237,6 +251,8 @@ compare | --model.position alibi             | --model.position; --schemes
 compare | --run.seed 1                       | --run.seed; --seeds
 compare | --run.out x                        | --run.out; --out
 compare | --run.name x                       | --run.name; --out
+compare | --run.resume true --run.overwrite true | run.resume true; run.overwrite true
+compare | --run.save_every 0                 | --run.save_every 0; at least 1
 compare | --run.steps 0                      | --run.steps 0; at least 1
 compare | --run.learning_rate .nan           | --run.learning_rate nan
 compare | --run.device cuda                  | --run.device cuda; not on this machine

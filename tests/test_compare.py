@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import compare
 import data
 import train
-from checkpoint import load_run, read_result
+from checkpoint import last_whole, load_run, read_result
 from cli import BadInput, RunFailed
 from compare import STYLE, interval
 from evaluate import loss_by_length
@@ -427,11 +427,20 @@ def test_a_job_that_fails_is_named_and_ends_with_code_3(small, tmp_path, at_the_
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_stopped_comparison_stops_its_runs_and_they_say_how_far_they_got(small, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_comparison_stops_its_runs_and_they_save_and_say_how_far_they_got(small, tmp_path, number, code):
     out, steps = tmp_path / "out", "1000000"
     more = ["--seeds", "0", "--jobs", "2", "--run.steps", steps, "--run.eval_every", steps]
     command = [sys.executable, REPOSITORY / "compare.py", *flags(small, out, *more, schemes=("rope", "none"))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell's background jobs, and what they start, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     logs = [out / name / "metrics.jsonl" for name in ("rope-seed0", "none-seed0")]
     try:
         deadline = time.monotonic() + 100
@@ -439,15 +448,15 @@ def test_a_stopped_comparison_stops_its_runs_and_they_say_how_far_they_got(small
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, number)  # as a terminal or a cluster does: to the runs too, which then hear it twice
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 143
+    assert process.returncode == code
     assert "Traceback" not in err
     for log in logs:
         assert read_result(log.parent)["status"] == "interrupted"
-        assert read_result(log.parent)["step"] >= 1
+        assert read_result(log.parent)["step"] == last_whole(log.parent).state["step"] >= 1
         size = log.stat().st_size
         time.sleep(0.1)
         assert log.stat().st_size == size  # nobody writes on

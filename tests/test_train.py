@@ -85,7 +85,8 @@ def everything_in(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_a_run_folder_holds_its_files_and_nothing_else(finished):
     names = {path.name for path in finished("rope").iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json"}
+    files = {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json"}
+    assert names == {*files, "checkpoints", ".lock"}
 
 
 def test_config_yaml_is_complete(finished):
@@ -702,7 +703,9 @@ def test_no_space_left_for_anything_is_one_line(small, tmp_path, at_the_shell, m
     outcome = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run")])
     assert outcome.code == 3
     assert "No space left" in the_line(outcome)
-    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]  # nothing half-written
+    assert not [
+        path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".") and path.name != ".lock"
+    ]  # nothing half-written
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -1,0 +1,859 @@
+"""A run that is stopped, killed, damaged or out of room, and goes on as if nothing had happened.
+
+.venv/bin/python -m pytest tests/test_resume.py
+"""
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
+
+import checkpoint
+import cli
+import compare
+import train
+from checkpoint import RunFolder, last_whole, read_checkpoint, steps_saved
+from cli import BadInput, RunFailed
+from evaluate import Score
+from model import ModelConfig, Transformer
+
+REPOSITORY = Path(train.__file__).parent
+STEPS = ["--run.steps", "8", "--run.eval_every", "3", "--run.save_every", "2"]  # saves after 2, 3 (a look), 4, 6, 8
+RESUME = ["--run.resume", "true"]
+FILES = ["config.yaml", "manifest.json", "model.safetensors", "optimizer.pt"]
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as kill -9 would: there is no `except` for it."""
+
+
+def run(small: list[str], folder: Path, *flags: str) -> Path:
+    train.main([*small, *STEPS, "--run.out", str(folder), *flags])
+    return folder
+
+
+def at_step(monkeypatch, step: int, do: Callable[[], None]) -> None:
+    """Call something in the middle of a step, counted from 1. The learning rate is asked for once a step."""
+    real = train.learning_rate
+
+    def learning_rate(index: int, config: train.RunConfig) -> float:
+        if index + 1 == step:
+            do()
+        return real(index, config)
+
+    monkeypatch.setattr(train, "learning_rate", learning_rate)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def killed(small: list[str], folder: Path, step: int, *flags: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, kill)
+        with pytest.raises(Killed):
+            run(small, folder, *flags)
+    return folder
+
+
+def events(folder: Path) -> list[dict]:
+    """All of metrics.jsonl but what the clock says."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in event.items() if k not in ("seconds", "tokens_per_second")} for event in lines]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def outcome(folder: Path) -> tuple:
+    """All that must be the same to the bit in two runs that are the same."""
+    found = result(folder)
+    names = (
+        "status",
+        "step",
+        "batches_sha256",
+        "shared_init_sha256",
+        "val_loss",
+        "test_loss",
+        "best",
+        "weights_sha256",
+    )
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert found["weights_sha256"] == weights
+    return weights, events(folder), [found[name] for name in names]
+
+
+def everything_in(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory) -> Callable[[str], Path]:
+    """A scheme's run that was never stopped; only read."""
+    folders: dict[str, Path] = {}
+
+    def folder(scheme: str = "rope") -> Path:
+        if scheme not in folders:
+            folders[scheme] = run(small, tmp_path_factory.mktemp("whole") / scheme, "--model.position", scheme)
+        return folders[scheme]
+
+    folder()  # here, where no test has broken anything yet
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(small, tmp_path_factory) -> Path:
+    """A run that was killed in step 7, with checkpoints of 4 and 6, the best; only read, or copied first."""
+    return killed(small, tmp_path_factory.mktemp("stopped") / "run", 7)
+
+
+@pytest.fixture
+def mine(stopped, tmp_path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, 4, 7], ids=["before any save", "after a look", "in between"])
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "t5", "learned"])
+def test_a_run_that_was_killed_goes_on_to_the_bit_as_if_it_had_not_been(small, tmp_path, whole, scheme, step):
+    folder = killed(small, tmp_path / "run", step, "--model.position", scheme)
+    assert steps_saved(folder)[:1] == {2: [], 4: [3], 7: [6]}[step]
+    run(small, folder, "--model.position", scheme, *RESUME)
+    assert outcome(folder) == outcome(whole(scheme))
+
+
+def test_a_run_that_is_killed_again_and_again_is_the_same_in_the_end(small, tmp_path, whole):
+    folder = killed(small, tmp_path / "run", 3)
+    for step in (4, 5, 6, 8):
+        killed(small, folder, step, *RESUME)
+    run(small, folder, *RESUME)
+    assert outcome(folder) == outcome(whole())
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_only_finished(small, tmp_path, whole, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", lambda *_: kill())
+        with pytest.raises(Killed):
+            run(small, tmp_path / "run")
+    at_step(monkeypatch, 8, lambda: pytest.fail("trained again"))
+    run(small, tmp_path / "run", *RESUME)
+    assert outcome(tmp_path / "run") == outcome(whole())
+
+
+def test_each_step_is_logged_once_and_in_order_whatever_was_logged_after_the_checkpoint(small, mine):
+    with open(mine / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 7, "split": "train", "loss": 99.0}) + '\n{"step": 8, "spl')
+    run(small, mine, *RESUME)
+    logged = [(event["step"], event["split"]) for event in events(mine)]
+    looks = {3: [(3, "val")], 6: [(6, "val")], 8: [(8, "val")]}
+    assert logged == [each for step in range(1, 9) for each in [(step, "train"), *looks.get(step, [])]]
+    assert 99.0 not in [event["loss"] for event in events(mine)]
+
+
+def test_resume_without_a_run_starts_one(small, tmp_path, whole):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # of a process that was killed before it wrote anything
+    assert outcome(run(small, tmp_path / "run", *RESUME)) == outcome(whole())
+
+
+def test_a_folder_with_nothing_but_a_lock_is_free(small, tmp_path, whole):
+    (tmp_path / ".lock").touch()
+    assert outcome(run(small, tmp_path)) == outcome(whole())
+
+
+def test_a_run_goes_on_from_its_own_config_yaml(mine, whole):
+    train.main(["--config", str(mine / "config.yaml"), "--run.out", str(mine), *RESUME])
+    assert outcome(mine) == outcome(whole())
+
+
+def test_config_yaml_never_says_what_to_do_with_a_folder(small, mine):
+    run(small, mine, *RESUME)
+    assert yaml.safe_load((mine / "config.yaml").read_text())["run"]["resume"] is False
+    run(small, mine, "--run.overwrite", "true")
+    assert yaml.safe_load((mine / "config.yaml").read_text())["run"]["overwrite"] is False
+
+
+def test_the_wall_clock_goes_on(small, mine):
+    run(small, mine, *RESUME)
+    seconds = [json.loads(line)["seconds"] for line in (mine / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert result(mine)["seconds"] >= seconds[-1]
+
+
+def test_a_tuned_run_goes_on_too(small, tmp_path, whole):
+    own = ["--run.init_from", str(whole()), "--model.seq_len", "24"]
+    expected = outcome(run(small, tmp_path / "whole", *own))
+    folder = killed(small, tmp_path / "run", 6, *own)
+    run(small, folder, *own, *RESUME)
+    assert outcome(folder) == expected
+    assert result(folder)["init_from_sha256"] == result(whole())["weights_sha256"]
+
+
+def test_a_run_on_tasks_goes_on_too(small, tmp_path):
+    own = ["--data.corpus", "task:copy", "--model.seq_len", "32"]
+    expected = outcome(run(small, tmp_path / "whole", *own))
+    folder = killed(small, tmp_path / "run", 6, *own)
+    run(small, folder, *own, *RESUME)
+    assert outcome(folder) == expected
+
+
+def test_learned_factors_go_on_too(small, tmp_path):
+    own = ["--model.rope.learn_factors", "true"]
+    expected = run(small, tmp_path / "whole", *own)
+    folder = killed(small, tmp_path / "run", 6, *own)
+    run(small, folder, *own, *RESUME)
+    assert outcome(folder) == outcome(expected)
+    assert (folder / "longrope.yaml").read_text() == (expected / "longrope.yaml").read_text()
+
+
+def test_wandb_goes_on_with_the_same_run(small, tmp_path, monkeypatch):
+    asked = []
+
+    class Fake:
+        def log(self, values, step):
+            pass
+
+        def finish(self, exit_code):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.append(settings) or Fake())
+    folder = killed(small, tmp_path / "run", 5, "--run.wandb", "online")
+    run(small, folder, "--run.wandb", "online", *RESUME)
+    other = run(small, tmp_path / "other", "--run.wandb", "offline")
+    ids = [settings["id"] for settings in asked]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[0] == result(folder)["wandb_id"] != result(other)["wandb_id"]
+    assert [settings["resume"] for settings in asked] == ["allow", "allow", None]
+
+
+# ---- what a checkpoint is --------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_weights_optimiser_config_and_sums_by_plain_names(stopped):
+    folder = stopped / "checkpoints" / "step-6"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    model = Transformer(ModelConfig(vocab_size=259, d_model=16, n_layer=1, n_head=2, seq_len=16))
+    assert load_file(folder / "model.safetensors").keys() == model.state_dict().keys()
+    kept = torch.load(folder / "optimizer.pt", weights_only=True)
+    assert kept["optimizer"].keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert kept["optimizer"][name].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert kept["optimizer"][name]["step"] == 6
+        assert kept["optimizer"][name]["exp_avg"].shape == parameter.shape
+    assert (kept["state"]["step"], kept["state"]["steps"], kept["state"]["skipped"]) == (6, 8, 0)
+    assert (folder / "config.yaml").read_bytes() == (stopped / "config.yaml").read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in FILES[:1] + FILES[2:]:
+        content = (folder / name).read_bytes()
+        assert manifest["files"][name] == {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
+def looks(monkeypatch, *losses: float) -> None:
+    """What the looks at the validation split find, one after the other."""
+    found = iter(losses)
+    monkeypatch.setattr(train, "score", lambda *_: Score(next(found, 9.0), 1, 1))
+
+
+def test_the_best_the_last_and_the_one_before_are_kept(small, tmp_path, monkeypatch):
+    looks(monkeypatch, 5.0, 3.0, 4.0, 3.5, 3.0)
+    folder = run(small, tmp_path / "run", "--run.eval_every", "1", "--run.save_every", "1")
+    assert steps_saved(folder) == [8, 7, 2]
+    assert result(folder)["best"] == {"step": 2, "loss": 3.0}
+
+
+def test_the_lowest_look_is_saved_though_no_save_was_due(small, tmp_path, monkeypatch):
+    looks(monkeypatch, 5.0, math.nan, 4.0, 6.0)
+    folder = run(small, tmp_path / "run", "--run.eval_every", "2", "--run.save_every", "5")
+    assert steps_saved(folder) == [8, 6]  # 2 and 5 went when they were neither
+    assert result(folder)["best"] == {"step": 6, "loss": 4.0}
+
+
+def test_the_best_so_far_is_remembered_by_a_run_that_goes_on(small, tmp_path, monkeypatch):
+    looks(monkeypatch, 3.0, 4.0)
+    folder = killed(small, tmp_path / "run", 7, "--run.eval_every", "2")
+    looks(monkeypatch, 3.5, 3.5)
+    run(small, folder, "--run.eval_every", "2", *RESUME)
+    assert steps_saved(folder) == [8, 6, 2]
+    assert result(folder)["best"] == {"step": 2, "loss": 3.0}
+
+
+def test_overwrite_removes_the_checkpoints_of_the_run_before(small, mine):
+    run(small, mine, "--run.overwrite", "true", "--run.steps", "1")
+    assert steps_saved(mine) == [1]
+
+
+def test_saving_does_not_change_training_by_a_bit(small, tmp_path, whole):
+    often = run(small, tmp_path / "often", "--run.save_every", "1")
+    assert outcome(often) == outcome(whole())
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(mine, capsys, file, damage):
+    assert last_whole(mine).state["step"] == 6
+    assert capsys.readouterr().err == ""
+    damage(mine / "checkpoints" / "step-6" / file)
+    assert last_whole(mine).state["step"] == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"checkpoints/step-6/{file} is " in line
+    assert ("missing" if damage is Path.unlink else "damaged") in line
+
+
+def test_every_bit_of_the_manifest_counts(mine):
+    path = mine / "checkpoints" / "step-6" / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(checkpoint.Damaged):
+            read_checkpoint(path.parent)
+
+
+def test_a_checkpoint_under_another_steps_name_is_damaged(mine):
+    shutil.copytree(mine / "checkpoints" / "step-4", mine / "checkpoints" / "step-7")
+    assert last_whole(mine).state["step"] == 6
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(small, mine, whole, capsys):
+    flip(mine / "checkpoints" / "step-6" / "optimizer.pt")
+    run(small, mine, *RESUME)
+    said = capsys.readouterr()
+    assert "step-6/optimizer.pt is damaged" in said.err
+    assert "going on after step 4" in said.out
+    assert outcome(mine) == outcome(whole())
+    assert read_checkpoint(mine / "checkpoints" / "step-6").state["step"] == 6  # made again
+
+
+def test_a_run_without_a_whole_checkpoint_starts_at_step_0_and_says_so(small, mine, whole, capsys):
+    for step in steps_saved(mine):
+        truncate(mine / "checkpoints" / f"step-{step}" / "model.safetensors")
+    run(small, mine, *RESUME)
+    said = capsys.readouterr()
+    assert [said.err.count(f"step-{step}/model.safetensors is damaged") for step in (4, 6)] == [1, 1]
+    assert "from step 0" in said.out
+    assert outcome(mine) == outcome(whole())
+
+
+def plant(folder: Path, payload: bytes) -> None:
+    """Put a file in the optimiser's place, with sums that fit."""
+    (folder / "optimizer.pt").write_bytes(payload)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["optimizer.pt"] = {"sha256": hashlib.sha256(payload).hexdigest(), "size": len(payload)}
+    manifest.pop("sha256")
+    (folder / "manifest.json").write_bytes(checkpoint.seal(manifest))
+
+
+@pytest.mark.parametrize("way", ["torch.save", "plain pickle"])
+def test_a_planted_pickle_is_refused_and_never_run(mine, tmp_path, capsys, way):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run_by_pickle",)
+
+    buffer = io.BytesIO()
+    torch.save({"state": {"step": 6}, "optimizer": Evil()}, buffer)
+    warnings.simplefilter("ignore")  # PyTorch's, about a file that it did not write
+    payload = buffer.getvalue() if way == "torch.save" else pickle.dumps({"state": {"step": 6}, "optimizer": Evil()})
+    torch.load(io.BytesIO(payload), weights_only=False) if way == "torch.save" else pickle.loads(payload)
+    assert (tmp_path / "run_by_pickle").exists()  # it works on whoever lets it
+    (tmp_path / "run_by_pickle").unlink()
+
+    plant(mine / "checkpoints" / "step-6", payload)
+    assert last_whole(mine).state["step"] == 4
+    assert not (tmp_path / "run_by_pickle").exists()
+    assert "step-6/optimizer.pt is damaged" in capsys.readouterr().err
+
+
+def test_nothing_of_a_run_folder_is_read_as_a_free_pickle():
+    for path in REPOSITORY.glob("*.py"):
+        source = path.read_text()
+        assert "pickle" not in source.replace("unpickled", ""), path
+        assert source.count("torch.load(") == source.count("weights_only=True)"), path
+
+
+# ---- a disk that refuses ---------------------------------------------------------------------------------------------
+
+
+def saved_twice(path: Path, break_second: Callable[[], None]) -> None:
+    """Two checkpoints of a tiny model, by hand; something breaks before the second."""
+    config = ModelConfig(vocab_size=9, d_model=4, n_layer=1, n_head=1, seq_len=4)
+    model = Transformer(config)
+    optimizer = train.make_optimizer(model, train.RunConfig(), torch.device("cpu"))
+    folder = RunFolder(path, {"model": config, "run": train.RunConfig()}, overwrite=False)
+    try:
+        for step in (1, 2):
+            model(torch.zeros(1, 4, dtype=torch.long)).square().sum().backward()
+            optimizer.step()
+            if step == 2:
+                break_second()
+            folder.checkpoint(model, optimizer, {"step": step})
+    finally:
+        folder.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["write_flushed", "flush_folder", "os.replace", "os.fsync", "os.mkdir"])
+def test_whichever_write_of_a_checkpoint_fails_the_one_before_is_whole(tmp_path, monkeypatch, name, code):
+    owner, _, attribute = name.rpartition(".")
+    target = os if owner else checkpoint
+    real, n, failures = getattr(target, attribute), 0, 0
+    while True:
+        calls = iter(range(1000))
+
+        def fails(*args, calls=calls, n=n, **kwargs):
+            if next(calls) == n:
+                if attribute == "write_flushed":
+                    args[0].write_bytes(args[1][: len(args[1]) // 2])  # what did fit
+                raise OSError(code, os.strerror(code), str(args[0]))
+            return real(*args, **kwargs)
+
+        path = tmp_path / str(n)
+        with monkeypatch.context() as patch:
+            try:
+                saved_twice(path, lambda patch=patch, fails=fails: patch.setattr(target, attribute, fails))
+                break  # there is no n-th write
+            except OSError as error:
+                if error.errno != code:
+                    raise
+        assert last_whole(path).state["step"] in ((1, 2) if name in ("flush_folder", "os.fsync") else (1,))
+        assert read_checkpoint(path / "checkpoints" / "step-1").state["step"] == 1
+        assert not list((path / "checkpoints").glob(".*"))
+        n, failures = n + 1, failures + 1
+    assert failures >= {"write_flushed": 4, "flush_folder": 2, "os.replace": 1, "os.fsync": 7, "os.mkdir": 1}[name]
+    assert steps_saved(path) == [2, 1]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
+def test_a_run_whose_disk_fills_up_says_what_it_has_and_goes_on_when_there_is_room(
+    small, tmp_path, whole, at_the_shell, monkeypatch, code
+):
+    real, folder = checkpoint.write_flushed, tmp_path / "run"
+
+    def full(path: Path, content: bytes) -> None:
+        if path.parent.name == ".step-4":
+            raise OSError(code, os.strerror(code), str(path))
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_flushed", full)
+        ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder)])
+    assert ended.code == 3
+    (line,) = [line for line in ended.err.splitlines() if line.strip()]
+    for word in (os.strerror(code), "step-4", "last whole checkpoint is of step 3"):
+        assert word in line
+    assert result(folder)["status"] == "failed"
+    assert steps_saved(folder) == [3, 2]
+    run(small, folder, *RESUME)
+    assert outcome(folder) == outcome(whole())
+
+
+# ---- another config --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--run.learning_rate", "0.01"], ["run.learning_rate 0.003, not 0.01"]),
+        (
+            ["--run.seed", "1", "--model.d_model", "32"],
+            ["run.seed 0, not 1", "model.d_model 16, not 32", "model.d_ff 32, not 64"],
+        ),
+        (["--model.rope.base", "500"], ["model.rope.base 10000.0, not 500.0"]),
+        (["--model.position", "alibi"], ["model.position rope, not alibi"]),
+        (["--data.tokenizer", "bpe"], ["data.tokenizer bytes, not bpe"]),
+        (["--run.steps", "9"], ["run.steps 8, not 9", "--run.init_from"]),
+    ],
+)
+def test_a_config_that_changes_the_result_is_refused_by_name_and_changes_nothing(small, mine, flags, names):
+    before = everything_in(mine)
+    with pytest.raises(BadInput) as refused:
+        run(small, mine, *RESUME, *flags)
+    for name in names:
+        assert name in str(refused.value)
+    assert str(refused.value).count(", not ") == len([name for name in names if "not" in name])
+    assert everything_in(mine) == before
+
+
+def test_harmless_options_may_change(small, mine, whole):
+    flags = ["--run.save_every", "5", "--run.name", "other", "--run.device", "auto", "--run.on_nan", "skip"]
+    run(small, mine, *RESUME, *flags, "--run.wandb", "offline")
+    assert outcome(mine) == outcome(whole())
+    assert yaml.safe_load((mine / "config.yaml").read_text())["run"]["save_every"] == 5
+
+
+def test_looks_at_other_steps_change_no_weight(small, mine, whole):
+    run(small, mine, *RESUME, "--run.eval_every", "7")
+    assert [event["step"] for event in events(mine) if event["split"] == "val"] == [3, 6, 7, 8]
+    assert result(mine)["weights_sha256"] == result(whole())["weights_sha256"]
+
+
+def test_a_folder_that_was_moved_goes_on(small, mine, tmp_path, whole):
+    moved = mine.rename(tmp_path / "moved")
+    assert outcome(run(small, moved, *RESUME)) == outcome(whole())
+
+
+def test_a_text_or_a_precision_that_changed_is_refused(small, tmp_path, text, monkeypatch):
+    corpus = tmp_path / "text.txt"
+    corpus.write_text(text)
+    own = ["--data.corpus", str(corpus), "--run.precision", "auto"]
+    folder = killed(small, tmp_path / "run", 5, *own)
+    before = (folder / "metrics.jsonl").read_bytes(), steps_saved(folder)
+    native = train.bf16_is_native(torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "bf16_is_native", lambda device: not native)
+        with pytest.raises(BadInput, match=r"begun with precision \w+, not \w+"):
+            run(small, folder, *own, *RESUME)
+    corpus.write_text(text.replace("God", "gods"))
+    with pytest.raises(BadInput, match="begun with data_sha256"):
+        run(small, folder, *own, *RESUME)
+    assert ((folder / "metrics.jsonl").read_bytes(), steps_saved(folder)) == before
+
+
+# ---- a finished run --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_verified_and_not_touched(small, whole, at_the_shell):
+    before = everything_in(whole())
+    ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(whole()), *RESUME])
+    assert (ended.code, ended.err) == (0, "")
+    assert "finished at step 8 of 8; whole checkpoints: step-6, step-8" in ended.out
+    assert everything_in(whole()) == before
+
+
+@pytest.mark.parametrize("file", ["checkpoints/step-8/optimizer.pt", "model.safetensors"])
+def test_a_finished_run_that_was_damaged_is_named_and_made_whole_again(small, whole, tmp_path, at_the_shell, file):
+    folder = Path(shutil.copytree(whole(), tmp_path / "run"))
+    flip(folder / file)
+    ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder), *RESUME])
+    assert ended.code == 0
+    assert f"{file} is " in ended.err
+    assert outcome(folder) == outcome(whole())
+    assert read_checkpoint(folder / "checkpoints" / "step-8")
+
+
+def test_an_older_damaged_checkpoint_of_a_finished_run_is_named(small, whole, tmp_path, at_the_shell):
+    folder = Path(shutil.copytree(whole(), tmp_path / "run"))
+    flip(folder / "checkpoints" / "step-6" / "model.safetensors")
+    ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder), *RESUME])
+    assert ended.code == 0
+    assert "step-6/model.safetensors is damaged" in ended.err
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+def send(*numbers: int) -> Callable[[], None]:
+    def signal_myself() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return signal_myself
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"),
+    [(signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 5), (signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 8)],
+    ids=["Ctrl-C", "SIGTERM", "before a look", "in the last step"],
+)
+def test_a_stop_finishes_its_step_saves_and_exits_with_its_code(
+    small, tmp_path, whole, at_the_shell, monkeypatch, number, code, step
+):
+    folder = tmp_path / "run"
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)]
+    with monkeypatch.context() as patch:
+        at_step(patch, step, send(number))
+        ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder)])
+    assert ended.code == code
+    assert (result(folder)["status"], result(folder)["step"]) == ("interrupted", step)
+    assert events(folder) == [event for event in events(whole()) if event["step"] <= step]
+    assert steps_saved(folder)[0] == step
+    assert f"interrupted at step {step} of 8; the last whole checkpoint is of step {step}" in ended.err
+    assert signal.getsignal(signal.SIGINT) == before[0]
+    run(small, folder, *RESUME)
+    assert outcome(folder) == outcome(whole())
+
+
+def test_a_second_stop_exits_at_once(small, tmp_path, monkeypatch):
+    codes = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise Killed
+
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    at_step(monkeypatch, 5, send(signal.SIGTERM, signal.SIGINT))
+    with pytest.raises(Killed):
+        run(small, tmp_path / "run")
+    assert codes == [130]
+    assert steps_saved(tmp_path / "run") == [4, 3]  # and nothing of step 5
+
+
+def test_a_stop_that_reaches_a_run_of_a_comparison_twice_is_one(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.multiprocessing, "parent_process", lambda: "compare.py")
+    monkeypatch.setattr(cli.os, "_exit", lambda code: pytest.fail("left at once"))
+    at_step(monkeypatch, 5, send(signal.SIGTERM, signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run(small, tmp_path / "run")
+    assert ended.value.code == 143
+    assert steps_saved(tmp_path / "run")[0] == 5
+
+
+def test_a_stop_outside_the_steps_stops_at_once(small, tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "plan", lambda *_: send(signal.SIGINT)())
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path / "run")
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert steps_saved(tmp_path / "run") == []
+    run(small, tmp_path / "run", *RESUME)
+    assert outcome(tmp_path / "run") == outcome(whole())
+
+
+def test_sigusr1_saves_and_goes_on(small, tmp_path, whole, monkeypatch):
+    seen = []
+    at_step(monkeypatch, 5, send(signal.SIGUSR1))
+    at_step(monkeypatch, 6, lambda: seen.extend(steps_saved(tmp_path / "run")))
+    run(small, tmp_path / "run")
+    assert seen[0] == 5
+    assert outcome(tmp_path / "run") == outcome(whole())
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(small, tmp_path, whole):
+    thread = threading.Thread(target=run, args=(small, tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert outcome(tmp_path / "run") == outcome(whole())
+
+
+SLOW = """
+import time
+import cli, train
+rate = train.learning_rate
+train.learning_rate = lambda *args: (time.sleep(0.1), rate(*args))[1]
+cli.run(train.main)
+"""
+
+
+@pytest.fixture
+def slow(small, tmp_path):
+    """A run in a process of its own, with at least a tenth of a second a step, once it has logged two steps."""
+    folder, processes = tmp_path / "run", []
+
+    def start(*flags: str) -> tuple[Path, subprocess.Popen]:
+        argv = [*small, *STEPS, "--run.steps", "30", "--run.out", str(folder), *flags]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *argv], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(events(folder)) >= 2, process)
+        return folder, process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_kill_9_loses_no_more_than_the_steps_since_the_last_save_and_the_lock_dies_too(small, tmp_path, slow):
+    seldom = ["--run.steps", "30", "--run.eval_every", "30", "--run.save_every", "30"]
+    folder, process = slow(*seldom)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: steps_saved(folder), process)
+    for flag in ("resume", "overwrite"):
+        with pytest.raises(BadInput, match="is being written by another process"):
+            run(small, folder, *seldom, f"--run.{flag}", "true")
+    process.kill()
+    process.wait()
+    (step,) = steps_saved(folder)
+    assert 2 <= step < 30
+    assert result(folder)["status"] == "running"
+    run(small, folder, *seldom, *RESUME)
+    assert outcome(folder) == outcome(run(small, tmp_path / "whole", *seldom))
+
+
+def test_sigterm_to_a_real_process_saves_and_ends_with_143(small, tmp_path, slow):
+    folder, process = slow()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert result(folder)["status"] == "interrupted"
+    assert steps_saved(folder)[0] == result(folder)["step"] == events(folder)[-1]["step"]
+    run(small, folder, "--run.steps", "30", *RESUME)
+    assert outcome(folder) == outcome(run(small, tmp_path / "whole", "--run.steps", "30"))
+
+
+# ---- one writer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [["--run.overwrite", "true"], RESUME], ids=["overwrite", "resume"])
+def test_a_second_writer_is_refused_in_one_line(small, mine, at_the_shell, flags):
+    before = everything_in(mine)
+    with FileLock(mine / ".lock"):
+        ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(mine), *flags])
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert str(mine) in line
+    assert "another process" in line
+    assert everything_in(mine) == before
+    FileLock(mine / ".lock", timeout=0).acquire().lock.release()  # nobody holds it
+
+
+# ---- numbers that are none -------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch, step: int, value: float = math.nan) -> None:
+    """A step's loss becomes another, and all of its gradient infinite."""
+    here, real = [False], train.gradients
+    at_step(monkeypatch, step, lambda: here.__setitem__(0, True))
+
+    def gradients(model, *args):
+        loss, spoiled = real(model, *args), here[0]
+        here[0] = False
+        for parameter in model.parameters() if spoiled else ():
+            parameter.grad.fill_(math.inf)
+        return value if spoiled else loss
+
+    monkeypatch.setattr(train, "gradients", gradients)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2.5], ids=["nan", "infinite", "only the gradient"])
+def test_a_bad_step_stops_the_run_with_history_causes_and_the_last_checkpoint(
+    small, tmp_path, at_the_shell, monkeypatch, value
+):
+    spoil(monkeypatch, 6, value)
+    folder = tmp_path / "run"
+    ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder)])
+    assert ended.code == 3
+    (line,) = [line for line in ended.err.splitlines() if line.strip()]
+    losses = [event["loss"] for event in events(folder) if event["split"] == "train"]
+    for word in ("at step 6 of 8", *(f"{loss:.4g}" for loss in losses[:5]), "of step 4"):
+        assert word in line
+    for cause in ("--run.learning_rate", "--run.warmup", "--run.precision", "--run.on_nan skip"):
+        assert cause in line
+    assert last_whole(folder).state["step"] == 4
+
+
+def test_skip_leaves_the_weights_of_that_step_and_counts_it(small, tmp_path, whole, monkeypatch, capsys):
+    assert result(whole())["skipped"] == 0
+    spoil(monkeypatch, 6)
+    folder = run(small, tmp_path / "run", "--run.on_nan", "skip", "--run.save_every", "1", "--run.steps", "6")
+    weights = [read_checkpoint(folder / "checkpoints" / f"step-{step}") for step in (5, 6)]
+    for name, before in weights[0].weights.items():
+        assert torch.equal(before, weights[1].weights[name])
+    assert result(folder)["skipped"] == 1
+    assert "step     6  skipped: the loss is nan" in (said := capsys.readouterr().out)
+    assert "1 step skipped" in said
+    (skipped,) = [event for event in events(folder) if "skipped" in event]
+    assert (skipped["step"], skipped["skipped"], skipped["loss"]) == (6, 1, None)
+    assert [event["step"] for event in events(folder) if event["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_last_weights_give_no_number_is_not_called_finished(small, tmp_path, monkeypatch):
+    looks(monkeypatch, 5.0, 4.0, 4.0, math.nan)
+    with pytest.raises(RunFailed, match=r"validation loss is nan after the last step"):
+        run(small, tmp_path / "run", "--run.on_nan", "skip")
+    assert result(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_run_that_stopped_at_a_bad_step_may_go_on_past_it(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, 6)
+        expected = outcome(run(small, tmp_path / "skipped", "--run.on_nan", "skip"))
+    with monkeypatch.context() as patch:
+        spoil(patch, 6)
+        with pytest.raises(RunFailed):
+            run(small, tmp_path / "run")
+    spoil(monkeypatch, 6)
+    run(small, tmp_path / "run", "--run.on_nan", "skip", *RESUME)
+    assert outcome(tmp_path / "run") == expected
+    assert result(tmp_path / "run")["skipped"] == 1
+
+
+def test_out_of_memory_keeps_the_checkpoint_and_fewer_rows_at_once_may_go_on(small, tmp_path, whole, monkeypatch):
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, full)
+        with pytest.raises(RunFailed) as failed:
+            run(small, tmp_path / "run")
+    for word in (
+        "--run.micro_batch_size",
+        "--model.seq_len 16",
+        "--model.d_model 16",
+        "of step 4",
+        "--run.resume true",
+    ):
+        assert word in str(failed.value)
+    run(small, tmp_path / "run", "--run.micro_batch_size", "1", *RESUME)
+    assert result(tmp_path / "run")["val_loss"] == pytest.approx(result(whole())["val_loss"], rel=1e-4)
+
+
+# ---- the comparison --------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_that_was_stopped_goes_on_by_itself_to_the_bit(small, tmp_path, whole, monkeypatch):
+    out = tmp_path / "out"
+    argv = [*small, *STEPS, "--schemes", "rope", "alibi", "--jobs", "1", "--out", str(out), "--multiples", "1"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, send(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            compare.main(argv)
+    assert steps_saved(out / "rope-seed0")[0] == 5
+    with pytest.raises(BadInput, match=r"unfinished run rope-seed0 there has run.learning_rate 0.003, not 0.02"):
+        compare.main([*argv, "--run.learning_rate", "0.02"])
+    at_step(monkeypatch, 5, lambda: seen.append(5))
+    seen: list[int] = []
+    compare.main(argv)
+    assert seen == [5]  # alibi's, and not again rope's
+    for scheme in ("rope", "alibi"):
+        assert outcome(out / f"{scheme}-seed0")[0] == outcome(whole(scheme))[0]
+        assert events(out / f"{scheme}-seed0") == events(whole(scheme))
