@@ -176,7 +176,7 @@ def ensure(name: str, runs: dict[str, Run]) -> Run:
     with FileLock(RUNS / f"{name}.lock"):
         if read_result(one.folder).get("status") != "finished":
             flags = ["--run.out", str(one.folder), "--run.name", name, "--run.threads", "1", "--run.wandb", "disabled"]
-            train.main([*start, *one.options, *flags, "--run.overwrite", "true"])
+            train.main([*start, *one.options, *flags, "--run.resume", "true"])
     return one
 
 
