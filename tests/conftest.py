@@ -46,6 +46,12 @@ class Outcome:
     err: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A shell starts what runs in its background, a CI job say, deaf to Ctrl-C, and tests send that signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A script may set threads, signal handlers and the look of warnings; here the next test must not feel it."""

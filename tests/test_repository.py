@@ -109,8 +109,8 @@ def test_every_library_that_is_imported_is_a_direct_dependency():
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
-    ours = {path.stem for path in REPOSITORY.glob("*.py")}
-    for path in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("tests/*.py")]:
+    ours = {path.stem for pattern in ("*.py", "results/*.py") for path in REPOSITORY.glob(pattern)}
+    for path in [path for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)]:
         for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
             is_standard = name in sys.stdlib_module_names
             assert is_standard or name in ours | known, f"{path.name} imports {name}"
@@ -258,7 +258,8 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
 
 def scheme_in(words: list[str]) -> str:
     """The scheme of the run that a command names, going by its folder."""
-    return next((scheme for scheme in SCHEMES if any(scheme in Path(word).parts for word in words)), "rope")
+    folders = [Path(word).parts for word in words if word.startswith("runs/")]
+    return next((scheme for scheme in SCHEMES if any(scheme in parts for parts in folders)), "rope")
 
 
 def is_on_the_hub(config: data.DataConfig) -> bool:
