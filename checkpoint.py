@@ -181,6 +181,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise Damaged(f"{file} is missing") from error
     except Damaged:
         raise
+    except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
+        why = getattr(error, "strerror", None) or "out of memory"
+        raise BadInput(f"{file} cannot be read ({why}): nothing was changed, try again") from error
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     return found
@@ -242,8 +245,8 @@ def other_values(path: Path, configs: dict[str, Any]) -> list[str]:
         sections = yaml.safe_load(file.read_text(encoding="utf-8"))
         rope = RopeConfig(**sections["model"].pop("rope"))
         # through the dataclass, so that options that came later than the record stand at their defaults
+        sections["model"]["rope"] = rope
         begun = {name: asdict(type(config)(**sections[name])) for name, config in configs.items()}
-        begun["model"]["rope"] = asdict(rope)
     except Exception as error:
         raise BadInput(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     found = []
@@ -364,7 +367,7 @@ class RunFolder:
 
     def result(self, status: str, **values: Any) -> None:
         """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
-        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def checkpoint(self, model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

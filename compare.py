@@ -105,8 +105,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise BadInput(f"--seeds {max(asked.seeds)} must be below 2^63")
     if asked.jobs is not None and asked.jobs < 1:
         raise BadInput(f"--jobs {asked.jobs} must be at least 1")
-    if not all(0 < multiple < math.inf for multiple in asked.multiples):
-        raise BadInput(f"--multiples {min(asked.multiples):g} must be above 0: lengths are counted in trained lengths")
+    for multiple in asked.multiples:
+        if not 0 < multiple < math.inf:
+            raise BadInput(f"--multiples {multiple:g} must be above 0 and finite: lengths are in trained lengths")
     lengths = sorted({max(1, int(multiple * model_config.seq_len)) for multiple in [*asked.multiples, 1]})
     for name, value, instead in (
         ("model.position", model_config.position != "none", "--schemes"),
@@ -315,7 +316,8 @@ def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
     """Bring a job's bar up to the last event of its run; where there is no screen, a line at every tenth of the way."""
     if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
         return  # the folder of a run before
-    events = [event for event in read_metrics(job.folder, tail=2000) if event["split"] == "train"]
+    # a step whose loss is no number has none here: what it means is said when the run ends
+    events = [e for e in read_metrics(job.folder, tail=2000) if e["split"] == "train" and e["loss"] is not None]
     if not events or events[-1]["step"] == bar.n:
         return
     before, step, loss = bar.n, events[-1]["step"], events[-1]["loss"]

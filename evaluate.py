@@ -22,7 +22,7 @@ survival: the run as it was trained, without the scaling, scores the same target
 tokens of the same window. Where a window holds more targets than one, those windows slide by the stride too, and a
 target late in a window sees between trained length - stride + 1 and trained length tokens. The trained length of a
 tuned run is the one it was tuned at; against cropping the run it came from, compare with that run's own figures at the
-same lengths.
+same lengths. The targets of `fixed` follow from the longest length asked for: figures to be compared need the same one.
 """
 
 import json
@@ -633,7 +633,7 @@ def refuse_unwritable(flag: str, path: Path) -> None:
         with open(path, "ab"):
             pass
         if not there:
-            path.unlink()
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f"--{flag} {path} cannot be written ({error.strerror}): name a file that can") from error
 

@@ -1,7 +1,7 @@
 """Text from a trained run, a token at a time, with a key-value cache.
 
     python generate.py runs/rope --prompt "In the beginning" --tokens 200 --temperature 0.8 --top_p 0.95 --seed 0
-    python generate.py runs/rope --samples 4 --stop "\\n\\n" --tokens 600 --rope.scaling yarn
+    python generate.py runs/rope --samples 4 --stop "\\n\\n" --tokens 600 --rope.scaling yarn --rope.beta_fast 8
 
 How the next token comes out of the logits l, (V,), in this order, each step on what the one before has left:
 

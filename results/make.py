@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ SCALINGS = {  # label -> options of evaluate.py; factors are auto, the length in
     "none": [],
     "linear": ["--rope.scaling", "linear"],
     "ntk": ["--rope.scaling", "ntk"],
-    "dynamic": ["--rope.scaling", "dynamic"],
+    "dynamic": ["--rope.scaling", "dynamic", "--rope.factor", "1"],  # it stretches by the length in use already
     "yarn": ["--rope.scaling", "yarn"],
     "yarn, beta_fast 8": ["--rope.scaling", "yarn", "--rope.beta_fast", "8"],
     "llama3": ["--rope.scaling", "llama3"],
@@ -66,7 +66,7 @@ TUNINGS = {  # label -> options of train.py
     "none": [],
     "linear": ["--model.rope.scaling", "linear", *FOUR],
     "ntk": ["--model.rope.scaling", "ntk", *FOUR],
-    "dynamic": ["--model.rope.scaling", "dynamic", *FOUR],
+    "dynamic": ["--model.rope.scaling", "dynamic", "--model.rope.factor", "1"],
     "yarn": ["--model.rope.scaling", "yarn", *FOUR],
     "yarn, beta_fast 8": ["--model.rope.scaling", "yarn", "--model.rope.beta_fast", "8", *FOUR],
     "llama3": ["--model.rope.scaling", "llama3", *FOUR],
@@ -91,6 +91,13 @@ class Run:
     @property
     def folder(self) -> Path:
         return RUNS / self.name
+
+    @property
+    def command(self) -> list[str]:
+        """Options of train.py that make this run."""
+        start = () if self.start is None else ("--run.init_from", str(RUNS / self.start))
+        flags = ["--run.out", str(self.folder), "--run.name", self.name, "--run.threads", "1"]
+        return [*start, *self.options, *flags, "--run.wandb", "disabled"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def study() -> tuple[dict[str, Run], list[Result]]:
         runs[name] = Run(name, options, start)
         return name
 
-    tasks = ["--config", "configs/tasks.yaml"]
+    tasks = ["--config", "configs/tasks.yaml", "--data.corpus", "task:all"]
     longer = ["--model.seq_len", str(TUNED_AT), "--run.steps", str(TUNING_STEPS)]
     for seed in SEEDS:
         for scheme in SCHEMES:
@@ -171,12 +178,12 @@ def study() -> tuple[dict[str, Run], list[Result]]:
 def ensure(name: str, runs: dict[str, Run]) -> Run:
     """Train a run unless it is there, its start first. Two that need it at once train it once."""
     one = runs[name]
-    start = () if one.start is None else ("--run.init_from", str(ensure(one.start, runs).folder))
+    if one.start is not None:
+        ensure(one.start, runs)
     RUNS.mkdir(parents=True, exist_ok=True)
     with FileLock(RUNS / f"{name}.lock"):
         if read_result(one.folder).get("status") != "finished":
-            flags = ["--run.out", str(one.folder), "--run.name", name, "--run.threads", "1", "--run.wandb", "disabled"]
-            train.main([*start, *one.options, *flags, "--run.resume", "true"])
+            train.main([*one.command, "--run.resume", "true"])
     return one
 
 
@@ -197,7 +204,7 @@ def measure(one: Result, runs: dict[str, Run]) -> None:
     made = {
         **dict(one.labels),
         "run": one.run,
-        "train": ["python", "train.py", *runs[one.run].options],
+        "train": ["python", "train.py", *runs[one.run].command],
         "init_from": runs[one.run].start,
         **{name: out[name] for name in ("steps", "val_loss", "bits_per_byte", "test_loss", "parameters")},
         **{name: out[name] for name in ("position_parameters", "shared_init_sha256", "batches_sha256", "data_sha256")},
@@ -216,8 +223,9 @@ def measure(one: Result, runs: dict[str, Run]) -> None:
         made |= {"loss_by_length": losses, "curve": curve}
     else:
         options = [*one.options, *(longrope(runs) if "longrope" in one.options else ())]
-        made["evaluate"] = ["python", "evaluate.py", one.run, *options]
-        made["results"] = evaluate.main([str(folder), *options])["results"]
+        made["evaluate"] = ["python", "evaluate.py", str(folder), *options]
+        picture = RUNS / f"{one.part}-{one.name}.png"  # of its own: others measure the same run beside this
+        made["results"] = evaluate.main([str(folder), *options, "--picture", str(picture)])["results"]
     one.file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(one.file, json.dumps({**made, "seconds": time.perf_counter() - began}, indent=1) + "\n")
 
@@ -236,6 +244,18 @@ def work(one: Result) -> None:
             raise RuntimeError(f"{one.part} {one.name}: {error} (see {log})") from None
 
 
+@contextlib.contextmanager
+def cancelled(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """On the way out after an interruption: what has not begun never does, and what has is told to save and stop."""
+    try:
+        yield
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
 def run_all(results: Iterable[Result], at_once: int) -> None:
     """Measure what is not there yet, and say what is done and what is left.
 
@@ -245,7 +265,7 @@ def run_all(results: Iterable[Result], at_once: int) -> None:
     missing = [one for one in results if not one.file.exists()]
     began, failed = time.perf_counter(), []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool, cancelled(pool):
         waiting = {pool.submit(work, one): one for one in missing}
         for done, future in enumerate(as_completed(waiting), 1):
             one, error = waiting[future], future.exception()

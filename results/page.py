@@ -124,10 +124,10 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
             row.append(interval(over) if over else "")
         row += [share(accuracy(fetched[0], n)) if fetched else "" for n in lengths]
         table.append(row)
-    if retrieval:
+    if retrieval and baseline is rows:
         cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in lengths]
-        table.append(["cropped to 256" if baseline is rows else "", "", *[""] * len(lengths), *cropped])
-    return compare.markdown(table if baseline is rows else table[:-1] if retrieval else table)
+        table.append(["cropped to 256", "", *[""] * len(lengths), *cropped])
+    return compare.markdown(table)
 
 
 def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
@@ -200,10 +200,8 @@ def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> li
         lines.append(["inside (256): rope and alibi within 0.1 nats", said, interval(close)])
     for a, b in (("alibi", "t5"), ("t5", "none"), ("none", "rope"), ("rope", "sinusoidal")):
         less(f"8 times the length (2048): {a} below {b}", a, b, 2048)
-    for scheme, bound in (("alibi", 0.02),):
-        mine = of(schemes, scheme=scheme)
-        if change := [at(2048)(r) - at(256)(r) for r in mine]:
-            lines.append([f"{scheme} at 2048 within {bound} of 256", *verdict(change, bound)])
+    if change := [at(2048)(r) - at(256)(r) for r in of(schemes, scheme="alibi")]:
+        lines.append(["alibi at 2048 not more than 0.02 above 256", *verdict(change, 0.02)])
     if mine := of(schemes, scheme="rope"):
         lines.append(
             [
@@ -215,9 +213,10 @@ def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> li
         none = all(at(512)(r) is None for r in of(schemes, scheme="learned"))
         lines.append(["learned does not exist past 256", REPRODUCED if none else NOT, "null" if none else "has losses"])
     if faster := steps_to(schemes, "rope", "learned"):
-        lines.append(
-            ["rope needs fewer steps than learned to learned's last loss (ratio of steps, minus 1)", *verdict(faster)]
-        )
+        what = "rope needs fewer steps than learned to learned's last loss (ratio of steps, minus 1)"
+        never = sum(map(math.isinf, faster))
+        said = (OPEN, f"not reached in {never} of {len(faster)} seeds") if never else verdict(faster)
+        lines.append([what, *said])
 
     def between(what: str, rows: Rows, a: str, b: str, length: int) -> None:
         if found := paired(of(rows, scaling=a), of(rows, scaling=b), lambda r: cell(r, length)["loss"]):
@@ -246,6 +245,8 @@ def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> li
         for scheme in ("rope", "sinusoidal"):
             for mine in of(retrieval, scheme=scheme)[:1]:
                 inside, outside = accuracy(mine, 256, "copy"), accuracy(mine, 512, "copy")
+                if None in (inside, outside):
+                    continue
                 said = OPEN if inside < 0.5 else REPRODUCED if outside < 0.05 else NOT
                 lines.append(
                     [
@@ -263,7 +264,7 @@ def steps_to(schemes: Rows, fast: str, slow: str) -> list[float]:
     for mine in of(schemes, scheme=fast):
         for other in (row for row in of(schemes, scheme=slow) if row["seed"] == mine["seed"]):
             steps, target = other["curve"][-1]
-            reached = next((step for step, loss in mine["curve"] if loss <= target), math.inf)
+            reached = next((step for step, loss in mine["curve"] if loss is not None and loss <= target), math.inf)
             found.append(reached / steps - 1)
     return found
 
@@ -372,7 +373,8 @@ def main() -> None:
         "",
         "Made by `make results` (results/make.py) from one small JSON file a measurement in results/data/, each with",
         "the command that makes it again. Models of the default size, 256 tokens long, on the King James text. Losses",
-        "are nats per token on the same targets, the last 32 tokens of up to 256 shared validation windows.",
+        "are nats per token on the same targets, the last 32 tokens of up to 256 shared validation windows: within a",
+        "table the same ones, but those of schemes and bases lie in windows of 4,096 tokens and the others' in 2,048.",
         seeds,
         "",
         *(["Still missing: " + ", ".join(missing) + ".", ""] if missing else []),
@@ -383,7 +385,8 @@ def main() -> None:
             "Scalings of the rope runs, nothing trained",
             "Loss above the baseline that merely crops to the last 256 tokens; below 0 the far context helps. Factors "
             "are the length in use over 256. `longrope` has the lists learned by the tuned run `learned factors` (seed "
-            "0, at 1024) past 256 and ones up to it. Retrieval is the part of whole answers right, the mean over the "
+            "0, at 1024) past 256 and ones up to it; `dynamic` has factor 1, since it stretches by the length in use "
+            "already. Retrieval is the part of whole answers right, the mean over the "
             "tasks, of the rope run trained on `task:all` (one seed) under the same scaling.",
             zero_shot and scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot),
         ),

@@ -19,6 +19,7 @@ import pytest
 import scipy.stats
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 import compare
 import data
@@ -27,6 +28,7 @@ from checkpoint import last_whole, load_run, read_result
 from cli import BadInput, RunFailed
 from compare import STYLE, interval
 from evaluate import loss_by_length
+from model import ModelConfig
 from positions import SCHEMES
 
 REPOSITORY = Path(compare.__file__).parent
@@ -391,6 +393,16 @@ def test_runs_of_one_seed_that_differ_in_more_than_their_scheme_are_refused(comp
 
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def test_progress_passes_over_a_step_whose_loss_is_no_number(tmp_path, capsys):
+    config = train.RunConfig(out=str(tmp_path), steps=10)
+    job = compare.Job("rope", 0, [16], data.DataConfig(), ModelConfig(), config)
+    steps = [{"step": 3, "split": "train", "loss": 2.0, "seconds": 3.0}, {"step": 4, "split": "train", "loss": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in steps))
+    with tqdm(total=10, disable=True) as bar:
+        compare.show_progress(job, bar, started=0, on_screen=False)
+    assert "step 3 of 10, loss 2.000, about 7 s left" in capsys.readouterr().out
 
 
 def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_is_named(small, tmp_path, summary):

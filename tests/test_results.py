@@ -176,6 +176,27 @@ def test_steps_to_anothers_last_loss_are_read_off_the_curve():
     assert page.steps_to(rows, "learned", "rope") == [float("inf")] * 3
 
 
+def test_a_target_that_is_never_reached_leaves_the_question_open():
+    rows = schemes({"rope": (4.0, 4.5), "learned": (3.0, None)})
+    (said,) = [line for line in page.expected(rows, [], [], []) if "fewer steps" in line[0]]
+    assert said[1:] == [page.OPEN, "not reached in 3 of 3 seeds"]
+
+
+def retrieved(scheme: str, inside: float | None, outside: float | None) -> dict:
+    """A made-up result of retrieval on copy."""
+    cells = [{"task": "copy", "length": n, "depth": None, "accuracy": x} for n, x in ((256, inside), (512, outside))]
+    return {"scheme": scheme, "seed": 0, "results": cells}
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "said"),
+    [(0.9, 0.01, page.REPRODUCED), (0.9, 0.8, page.NOT), (0.2, 0.0, page.OPEN), (None, None, None)],
+)
+def test_retrieval_past_the_trained_length_counts_only_where_it_was_learned(inside, outside, said):
+    lines = page.expected([], [], [], [retrieved("rope", inside, outside)])
+    assert [line[1] for line in lines] == ([said] if said else [])
+
+
 def test_the_pages_are_those_made_from_the_committed_results(tmp_path, monkeypatch):
     if not page.load("schemes"):
         pytest.skip("no result is committed yet")

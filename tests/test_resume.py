@@ -520,6 +520,34 @@ def test_harmless_options_may_change(small, mine, whole):
     assert yaml.safe_load((mine / "config.yaml").read_text())["run"]["save_every"] == 5
 
 
+def test_a_head_that_only_its_own_rope_options_can_pair_goes_on(small, tmp_path):
+    odd = ["--model.d_model", "20", "--model.n_head", "4", "--model.rope.fraction", "0.8"]  # 4 of 5 features turn
+    folder = killed(small, tmp_path / "run", 7, *odd)
+    run(small, folder, *odd, *RESUME)
+    assert result(folder)["status"] == "finished"
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(small, mine, monkeypatch):
+    before, read_bytes = everything_in(mine), Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "optimizer.pt":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(BadInput, match=r"optimizer\.pt cannot be read \(Input/output error\)"):
+        run(small, mine, *RESUME)
+    monkeypatch.undo()
+    assert everything_in(mine) == before
+
+
+def test_another_rule_for_first_values_is_refused(small, mine, monkeypatch):
+    monkeypatch.setattr(train, "shared_sha256", lambda model: "another")
+    with pytest.raises(BadInput, match=r"begun with shared_init_sha256 .*, not another"):
+        run(small, mine, *RESUME)
+
+
 def test_looks_at_other_steps_change_no_weight(small, mine, whole):
     run(small, mine, *RESUME, "--run.eval_every", "7")
     assert [event["step"] for event in events(mine) if event["split"] == "val"] == [3, 6, 7, 8]
