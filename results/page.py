@@ -113,16 +113,16 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
         baseline: results whose crop_loss is the baseline's, of untuned runs.
     """
     crop = {(r["seed"], n): cell(r, n)["crop_loss"] for r in baseline for n in lengths}
-    table = [
-        ["scaling", "seeds", *(f"loss over crop at {n}" for n in lengths), *(f"retrieval at {n}" for n in lengths)]
-    ]
+    fetching = lengths if retrieval else []
+    table = [["scaling", "seeds", *(f"loss over crop at {n}" for n in lengths)]]
+    table[0] += [f"retrieval at {n}" for n in fetching]
     for label in names(rows, "scaling"):
         mine, fetched = of(rows, scaling=label), of(retrieval, scaling=label)
         row = [label, str(len(mine))]
         for n in lengths:
             over = [cell(r, n)["loss"] - crop[r["seed"], n] for r in mine if (r["seed"], n) in crop]
             row.append(interval(over) if over else "")
-        row += [share(accuracy(fetched[0], n)) if fetched else "" for n in lengths]
+        row += [share(accuracy(fetched[0], n)) if fetched else "" for n in fetching]
         table.append(row)
     if retrieval and baseline is rows:
         cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in lengths]
@@ -314,7 +314,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
             if points:
                 line(axis, points, look, label)
         axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    titles = ("Six schemes as trained", "rope, scaled, nothing trained", "rope, scaled and tuned 100 steps at 1024")
+    titles = ("Schemes as trained", "rope, scaled, nothing trained", "rope, scaled and tuned 100 steps at 1024")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log", base=2)
         axis.axvline(256, color="black", linewidth=0.8, linestyle=":")
