@@ -323,7 +323,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
         axis.set(title=title, xlabel="tokens of context")
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, handlelength=4.5)
+            axis.legend(fontsize=8, handlelength=3, loc="upper left", framealpha=0.5)
     axes[0].set_ylabel("loss on the same last tokens, nats")
     axes[1].set_ylabel("loss above cropping to 256, nats")
     figure.savefig(path, dpi=130)
@@ -351,6 +351,21 @@ def machines(rows: Rows) -> str:
     return f"{hardware}, one thread a run; commits {', '.join(commits)}"
 
 
+def progress() -> str:
+    """How much of the study there is, a sentence."""
+    from make import study
+
+    results = study()[1]
+    left: dict[str, int] = {}
+    for one in results:
+        if not one.file.exists():
+            left[one.part] = left.get(one.part, 0) + 1
+    if not left:
+        return f"All {len(results)} measurements are there."
+    missing = ", ".join(f"{count} of {part}" for part, count in left.items())
+    return f"{len(results) - sum(left.values())} of {len(results)} measurements are there; missing: {missing}."
+
+
 def main() -> None:
     """Write the pages from what is there."""
     parts = {name: load(name) for name in ("schemes", "zero-shot", "tuned", "bases", "retrieval")}
@@ -361,7 +376,6 @@ def main() -> None:
     bases = parts["bases"] and [*({**row, "base": 10_000} for row in of(schemes, scheme="rope")), *parts["bases"]]
     fetched = [{**row, "base": 10_000} for row in of(parts["retrieval"], scheme="rope")] + parts["bases-retrieval"]
     checks = expected(schemes, zero_shot, tuned, parts["retrieval"])
-    missing = [name for name, rows in parts.items() if not rows]
     explained = (HERE / "SURPRISES.md").read_text(encoding="utf-8") if (HERE / "SURPRISES.md").exists() else ""
 
     def part(title: str, text: str, table: list[str]) -> list[str]:
@@ -377,10 +391,11 @@ def main() -> None:
         "table the same ones, but those of schemes and bases lie in windows of 4,096 tokens and the others' in 2,048.",
         seeds,
         "",
-        *(["Still missing: " + ", ".join(missing) + ".", ""] if missing else []),
+        progress(),
+        "",
         "![loss against length for schemes, scalings, and scalings after tuning](../docs/lengths.png)",
         "",
-        *part("Six schemes", "All as trained at 256, paired by seed.", schemes_table(schemes)),
+        *part("Schemes", "All as trained at 256, paired by seed.", schemes_table(schemes)),
         *part(
             "Scalings of the rope runs, nothing trained",
             "Loss above the baseline that merely crops to the last 256 tokens; below 0 the far context helps. Factors "
@@ -441,7 +456,7 @@ def section(schemes: Rows, zero_shot: Rows, tuned: Rows, parts: dict[str, Rows],
     lines.append(
         f"Of {len(checks)} shapes that published work leads one to expect, {counts[REPRODUCED]} are reproduced, "
         f"{counts[NOT]} are not, {counts[OPEN]} are open at these seeds: [results/RESULTS.md](results/RESULTS.md) has "
-        "them all, with bases, retrieval by task, and what surprised us."
+        "them all, and what surprised us. " + progress()
     )
     return lines
 
