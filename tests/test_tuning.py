@@ -384,7 +384,8 @@ def test_weight_decay_does_not_pull_on_the_factors():
 def factors(finished, tmp_path_factory) -> Path:
     """The rope run tuned at twice its length with learned factors over linear."""
     flags = ["--model.seq_len", "32", "--model.rope.scaling", "linear", "--model.rope.factor", "2"]
-    flags += ["--model.rope.learn_factors", "true", "--run.steps", "12", "--run.warmup", "0"]
+    flags += ["--model.rope.learn_factors", "true"]
+    flags += ["--run.steps", "12", "--run.warmup", "0", "--run.learning_rate", "0.01"]
     return tuned(finished("rope"), tmp_path_factory.mktemp("factors") / "rope-32-linear-factors", *flags)
 
 
