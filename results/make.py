@@ -42,6 +42,8 @@ TRAINED = train.ModelConfig.seq_len
 LENGTHS = [TRAINED // 4, TRAINED // 2, *(TRAINED * n for n in (1, 2, 4, 8, 16))]
 PAST = [TRAINED * n for n in (1, 2, 4, 8)]
 TUNED_AT, TUNING_STEPS = 4 * TRAINED, 100
+TASKS = Path("configs", "tasks.yaml")  # of the runs on tasks: shorter than those on text, see results/TASKS.md
+TASKS_TRAINED = yaml.safe_load((HERE.parent / TASKS).read_text(encoding="utf-8"))["model"]["seq_len"]
 
 SCALINGS = {  # label -> options of evaluate.py; factors are auto, the length in use over the trained one
     "none": [],
@@ -138,8 +140,9 @@ def study() -> tuple[dict[str, Run], list[Result]]:
         runs[name] = Run(name, options, start)
         return name
 
-    tasks = ["--config", "configs/tasks.yaml", "--data.corpus", "task:all"]
+    tasks = ["--config", str(TASKS), "--data.corpus", "task:all"]
     longer = ["--model.seq_len", str(TUNED_AT), "--run.steps", str(TUNING_STEPS)]
+    longer_tasks = ["--model.seq_len", str(4 * TASKS_TRAINED), "--run.steps", str(TUNING_STEPS)]
     for seed in SEEDS:
         for scheme in SCHEMES:
             name = add(f"{scheme}-seed{seed}", "--model.position", scheme, "--run.seed", str(seed))
@@ -161,9 +164,10 @@ def study() -> tuple[dict[str, Run], list[Result]]:
             labels = (("scaling", label), ("seed", 0))
             results.append(Result("zero-shot-retrieval", plain(label), "tasks-rope-seed0", labels, tuple(options)))
     for label, options in TUNINGS.items():
-        name = add(f"tuned-tasks-{plain(label)}-seed0", *longer, *options, start="tasks-rope-seed0")
+        name = add(f"tuned-tasks-{plain(label)}-seed0", *longer_tasks, *options, start="tasks-rope-seed0")
         labels = (("scaling", label), ("seed", 0))
-        results.append(Result("tuned-retrieval", name, name, labels, ("--lengths", *at)))
+        lengths = [str(TASKS_TRAINED * n) for n in (1, 2, 4, 8)]
+        results.append(Result("tuned-retrieval", name, name, labels, ("--lengths", *lengths)))
     for seed in SEEDS:
         for base in BASES:
             options = ["--model.position", "rope", "--model.rope.base", str(base), "--run.seed", str(seed)]

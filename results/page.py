@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
+from make import BASES, SCALINGS, SCHEMES, TASKS, TASKS_TRAINED, TRAINED, TUNINGS, study  # noqa: E402
+
 import compare  # noqa: E402
 import evaluate  # noqa: E402
 from checkpoint import write_whole  # noqa: E402
@@ -40,8 +42,6 @@ def interval(values: Iterable[float]) -> str:
 
 def names(rows: Rows, key: str) -> list[Any]:
     """The values of a label in the order of the study."""
-    from make import BASES, SCALINGS, SCHEMES, TUNINGS
-
     order = [*SCHEMES, *SCALINGS, *TUNINGS, *sorted([*BASES, 10_000])]
     return sorted({row[key] for row in rows}, key=order.index)
 
@@ -109,11 +109,11 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
     Args:
         rows: the text runs' results.
         retrieval: the task runs' results.
-        lengths: in use, tokens.
+        lengths: in use, tokens; of the task runs, which were trained shorter, as many trained lengths.
         baseline: results whose crop_loss is the baseline's, of untuned runs.
     """
     crop = {(r["seed"], n): cell(r, n)["crop_loss"] for r in baseline for n in lengths}
-    fetching = lengths if retrieval else []
+    fetching = [n * TASKS_TRAINED // TRAINED for n in lengths] if retrieval else []
     table = [["scaling", "seeds", *(f"loss over crop at {n}" for n in lengths)]]
     table[0] += [f"retrieval at {n}" for n in fetching]
     for label in names(rows, "scaling"):
@@ -125,22 +125,23 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
         row += [share(accuracy(fetched[0], n)) if fetched else "" for n in fetching]
         table.append(row)
     if retrieval and baseline is rows:
-        cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in lengths]
-        table.append(["cropped to 256", "", *[""] * len(lengths), *cropped])
+        cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in fetching]
+        table.append(["cropped to the trained length", "", *[""] * len(lengths), *cropped])
     return compare.markdown(table)
 
 
 def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
     """Bases: loss by length, and retrieval inside and past the trained length."""
     lengths = list(rows[0]["loss_by_length"])
+    near_far = TASKS_TRAINED, 2 * TASKS_TRAINED
     table = [
-        ["base", "seeds", "bits per byte", *(f"at {n}" for n in lengths), *(f"retrieval at {n}" for n in (256, 512))]
+        ["base", "seeds", "bits per byte", *(f"at {n}" for n in lengths), *(f"retrieval at {n}" for n in near_far)]
     ]
     for base in names(rows, "base"):
         mine, fetched = of(rows, base=base), of(retrieval, base=base)
         row = [f"{base:,}", str(len(mine)), compare.shown(r["bits_per_byte"] for r in mine)]
         row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
-        table.append([*row, *(share(accuracy(fetched[0], n)) if fetched else "" for n in (256, 512))])
+        table.append([*row, *(share(accuracy(fetched[0], n)) if fetched else "" for n in near_far)])
     return compare.markdown(table)
 
 
@@ -244,15 +245,16 @@ def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> li
     if retrieval:
         for scheme in ("rope", "sinusoidal"):
             for mine in of(retrieval, scheme=scheme)[:1]:
-                inside, outside = accuracy(mine, 256, "copy"), accuracy(mine, 512, "copy")
+                n = TASKS_TRAINED
+                inside, outside = accuracy(mine, n, "copy"), accuracy(mine, 2 * n, "copy")
                 if None in (inside, outside):
                     continue
                 said = OPEN if inside < 0.5 else REPRODUCED if outside < 0.05 else NOT
                 lines.append(
                     [
-                        f"copy: {scheme} does not go past the trained length (below .05 at 512)",
+                        f"copy: {scheme} does not go past the trained length (below .05 at {2 * n})",
                         said,
-                        f"{inside:.2f} inside, {outside:.2f} at 512, one seed",
+                        f"{inside:.2f} inside, {outside:.2f} at {2 * n}, one seed",
                     ]
                 )
     return lines
@@ -337,7 +339,7 @@ def draw_retrieval(rows: Rows, path: Path) -> None:
         lengths = list(dict.fromkeys(r["length"] for r in rows[0]["results"]))
         cells = {(s, n): accuracy(of(rows, scheme=s)[0], n, task) for s in names(rows, "scheme") for n in lengths}
         panels.append((task, cells))
-    heat_map([panels], 256, path)
+    heat_map([panels], TASKS_TRAINED, path)
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
@@ -353,8 +355,6 @@ def machines(rows: Rows) -> str:
 
 def progress() -> str:
     """How much of the study there is, a sentence."""
-    from make import study
-
     results = study()[1]
     left: dict[str, int] = {}
     for one in results:
@@ -402,7 +402,8 @@ def main() -> None:
             "are the length in use over 256. `longrope` has the lists learned by the tuned run `learned factors` (seed "
             "0, at 1024) past 256 and ones up to it; `dynamic` has factor 1, since it stretches by the length in use "
             "already. Retrieval is the part of whole answers right, the mean over the "
-            "tasks, of the rope run trained on `task:all` (one seed) under the same scaling.",
+            "tasks, of the rope run trained on `task:all` (one seed, at 64 tokens) under the same scaling, at as many "
+            "times the trained length.",
             zero_shot and scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot),
         ),
         *part(
@@ -416,7 +417,7 @@ def main() -> None:
         *part("Bases", "Trained from the start at each base.", bases and bases_table(bases, fetched)),
         *part(
             "Retrieval",
-            "One model a scheme, trained on all five tasks at once (configs/tasks.yaml, lengths up to 256): the part "
+            f"One model a scheme, trained on all five tasks at once ({TASKS}, lengths up to {TASKS_TRAINED}): the part "
             "of whole answers that are right, at least 200 trials a cell, one seed.\n\n"
             "![heat maps](../docs/retrieval.png)",
             parts["retrieval"] and retrieval_table(parts["retrieval"]),

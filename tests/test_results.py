@@ -184,7 +184,7 @@ def test_a_target_that_is_never_reached_leaves_the_question_open():
 
 def retrieved(scheme: str, inside: float | None, outside: float | None) -> dict:
     """A made-up result of retrieval on copy."""
-    cells = [{"task": "copy", "length": n, "depth": None, "accuracy": x} for n, x in ((256, inside), (512, outside))]
+    cells = [{"task": "copy", "length": n, "depth": None, "accuracy": x} for n, x in ((64, inside), (128, outside))]
     return {"scheme": scheme, "seed": 0, "results": cells}
 
 
