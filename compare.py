@@ -25,10 +25,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+import checkpoint
 import data
 import train
 from checkpoint import load_run, other_values, read_metrics, read_result, versions, write_whole
@@ -48,8 +48,10 @@ STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apar
     "rope": ("#D55E00", "-", "o"),
 }
 HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
-# options of a run that leave its result alone
-HARMLESS = {"out", "name", "threads", "overwrite", "resume", "save_every", "on_nan", "wandb"}
+# A run in the folder, finished or not, stands for the one that is asked for if no more differs than a resumed run may
+# change. Two of these make it another run here: its curve has other points at another eval_every, and bf16 beside fp32
+# is more than a scheme apart.
+MAY_DIFFER = {**checkpoint.MAY_DIFFER, "run": checkpoint.MAY_DIFFER["run"] - {"eval_every", "precision"}}
 TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
@@ -187,25 +189,14 @@ def is_finished(job: Job) -> bool:
     """
     if job.run.overwrite:
         return False
-    if read_result(job.folder).get("status") != "finished":
-        configs = {"data": job.data, "model": job.model, "run": job.run}
-        if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs)):
-            raise BadInput(
-                f"--out {job.folder.parent}: the unfinished run {job.name} there has {'; '.join(found)}: choose "
-                "another --out, or --run.overwrite true"
-            )
-        return False
-    there = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
-    for section, config in (("data", job.data), ("model", job.model), ("run", job.run)):
-        for name, value in asdict(config).items():
-            if name in HARMLESS or (name == "vocab_size" and value is None):
-                continue
-            if complete(name, there.get(section, {}).get(name)) != value:
-                raise BadInput(
-                    f"--out {job.folder.parent}: the run {job.name} there has {section}.{name} "
-                    f"{there.get(section, {}).get(name)}, not {value}: choose another --out, or --run.overwrite true"
-                )
-    return list(read_lengths(job)) == [str(length) for length in job.lengths]
+    finished = read_result(job.folder).get("status") == "finished"
+    configs = {"data": job.data, "model": job.model, "run": job.run}
+    if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs, MAY_DIFFER)):
+        raise BadInput(
+            f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.name} there has "
+            f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
+        )
+    return finished and list(read_lengths(job)) == [str(length) for length in job.lengths]
 
 
 def complete(name: str, value: Any) -> Any:
@@ -422,27 +413,19 @@ def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
         return {}
     sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
     same = all(
-        complete(name, here[section].get(name)) == complete(name, value)
+        complete(name, here[section][name]) == complete(name, value)
         for section in here
         for name, value in sweep["settings"][section].items()
+        if name in here[section]
     )
     return sweep["best"] if same else {}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What two comparisons must share for their figures to stand side by side: all but scheme, seed and rate."""
-    aside = HARMLESS | {
-        "position",
-        "seed",
-        "learning_rate",
-        "cache",
-        "eval_every",
-        "eval_windows",
-        "device",
-        "precision",
-    }
+    aside = {"position", "seed", "learning_rate", "eval_windows"}
     return {
-        section: {name: value for name, value in values.items() if name not in aside}
+        section: {k: v for k, v in values.items() if k not in aside | checkpoint.MAY_DIFFER[section]}
         for section, values in config.items()
     }
 
