@@ -24,6 +24,12 @@ TWO = ("--schemes", "none", "rope", "--seeds", "0")
 CLOCK = {"seconds", "tokens_per_second"}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch) -> None:
+    """tests/test_compare.py looks at them, and each costs a second."""
+    monkeypatch.setattr(compare, "draw", lambda summary, path, out: path.touch())
+
+
 @pytest.fixture
 def signals_as_they_were(monkeypatch) -> None:
     """A job is made for a process of its own: here the next test must not feel what it does to signals."""
@@ -212,7 +218,7 @@ def test_a_run_that_is_replaced_is_replaced_once_however_often_its_job_starts(sm
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------
 
-# Stand-ins for Slurm's commands, of a cluster of this machine that preempts each job once, when its run has 20 steps.
+# Stand-ins for Slurm's commands, of a cluster of this machine that preempts each job once, as soon as its run has a step.
 SLURM = {
     "sbatch": """
         cp "$1" $CLUSTER/script.sh
@@ -224,7 +230,7 @@ SLURM = {
         while [ "${1#--}" != "$1" ]; do [ "$1" = --output ] && { out=$2; shift; }; shift; done
         "$@" >> $(echo $out | sed s/%j/7/\\;s/%t/0/) 2>&1 &
         if [ ! -e $CLUSTER/preempted ]; then
-            until [ "$(cat $METRICS 2> /dev/null | wc -l)" -gt 20 ]; do kill -0 $! || exit 1; sleep 0.02; done
+            until [ -s $METRICS ]; do kill -0 $! || exit 1; sleep 0.1; done
             touch $CLUSTER/preempted; kill -USR2 $!
         fi
         wait $!""",
@@ -251,11 +257,11 @@ def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, cluster
     out = tmp_path / "out"
     monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
     monkeypatch.setitem(launch.Submitted.PAUSES, "slurm", 0.5)
-    steps = ["--run.steps", "1500", "--run.eval_every", "1500", "--multiples", "1"]
+    steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
     asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
     argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
     summary = compare.main(argv)
-    assert summary["runs"][0]["steps"] == 1500
+    assert summary["runs"][0]["steps"] == 500
     (log,) = out.glob("jobs-*/7_0_log.out")
     assert "this job is timed-out" in log.read_text() or "this job is preempted" in log.read_text()
     assert "going on after step" in log.read_text()
