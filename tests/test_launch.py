@@ -218,7 +218,7 @@ def test_a_run_that_is_replaced_is_replaced_once_however_often_its_job_starts(sm
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------
 
-# Stand-ins for Slurm's commands, of a cluster of this machine that preempts each job once, as soon as its run has a step.
+# Stand-ins for Slurm's commands: this machine as a cluster that preempts each job once, when its run has a step.
 SLURM = {
     "sbatch": """
         cp "$1" $CLUSTER/script.sh

@@ -233,7 +233,7 @@ def made_small(words: list[str], config: data.DataConfig, small: list[str], out:
 
 
 def check_command(words: list[str], folder: Path, small, finished, text, monkeypatch, at_the_shell) -> str:
-    """Read a command, and run it small unless it wants a hub, GPU, Slurm or an account; what was done: `read` or `ran`."""
+    """Read a command, and run it small unless it wants a hub, a GPU, Slurm or an account: `read` or `ran`."""
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     monkeypatch.chdir(folder)
     if "--run.init_from" in words:
