@@ -234,8 +234,13 @@ def verified(path: Path) -> dict[str, Any] | None:
     return result
 
 
-def other_values(path: Path, configs: dict[str, Any]) -> list[str]:
+def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
     """What sets a run that was begun apart from one that is asked for: `run.steps 4, not 5` for each such option.
+
+    Args:
+        path: the folder of the run that was begun.
+        configs: the sections data, model and run that are asked for, as dataclasses.
+        may_differ: by section, the options that are passed over.
 
     Raises:
         BadInput: if its config.yaml cannot be read.
@@ -253,7 +258,7 @@ def other_values(path: Path, configs: dict[str, Any]) -> list[str]:
     for section, config in configs.items():
         for name, now in asdict(config).items():
             was = begun[section][name]
-            if name in MAY_DIFFER[section] or (name == "vocab_size" and now is None):
+            if name in may_differ[section] or (name == "vocab_size" and now is None):
                 continue
             if name == "rope":
                 found += [f"model.rope.{key} {was[key]}, not {now[key]}" for key in now if was[key] != now[key]]

@@ -43,21 +43,23 @@ class Signals:
 
     Attributes:
         between_steps: whether the run looks here after every step. Until it does, a stop stops at once.
-        stop: the signal that asked to stop, SIGINT or SIGTERM.
-        save: whether a save was asked for, by SIGUSR1.
+        stop: the signal that asked to stop, one of STOPS.
+        save: whether a save was asked for, by one of SAVES.
     """
 
+    STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see launch.py
+    SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
     # A cluster may send a stop to compare.py and to its runs, and compare.py hands it on: that makes one stop, not two.
-    PATIENCE = 5.0  # seconds
+    PATIENCE = 5.0 if multiprocessing.parent_process() else 0.0  # seconds
 
     def __init__(self) -> None:
         self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
         self.before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may say what signals do
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
+        for number in (*self.STOPS, *self.SAVES):
             ignored = number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN  # a shell's background job
-            if number is not None and not ignored:
+            if not ignored:
                 self.before[number] = signal.signal(number, self.note)
 
     def let_go(self) -> None:
@@ -66,13 +68,13 @@ class Signals:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: Any) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
+        if number in self.SAVES:
             self.save = True
         elif self.stop is None:
             self.stop, self.since = number, time.monotonic()
             if not self.between_steps:
                 self.leave()
-        elif multiprocessing.parent_process() is None or time.monotonic() - self.since > self.PATIENCE:
+        elif time.monotonic() - self.since >= self.PATIENCE:
             os._exit(128 + number)
 
     def leave(self) -> None:

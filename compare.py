@@ -4,6 +4,7 @@
     python compare.py --schemes rope alibi --seeds 0 1 2         with intervals
     python compare.py --schemes rope none --model.d_model 256 --out runs/wide
     python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks (tasks.py) instead of loss on text
+    python compare.py --launcher slurm --slurm.partition gpu     on a cluster, a job a run (launch.py)
 
 Takes every option of train.py. Runs go side by side, one per core. Runs that are already finished are not repeated,
 so a stopped comparison goes on where it was, each run from its last whole checkpoint.
@@ -25,15 +26,16 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+import checkpoint
 import data
 import train
-from checkpoint import load_run, other_values, read_metrics, read_result, versions, write_whole
+from checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
 from cli import BadInput, RunFailed, nearest, run
 from evaluate import loss_by_length, target_figures
+from launch import LAUNCHERS, Launcher, SlurmConfig, Submitted
 from model import ModelConfig
 from positions import SCHEMES
 from rope import RopeConfig
@@ -48,8 +50,10 @@ STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apar
     "rope": ("#D55E00", "-", "o"),
 }
 HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
-# options of a run that leave its result alone
-HARMLESS = {"out", "name", "threads", "overwrite", "resume", "save_every", "on_nan", "wandb"}
+# A run in the folder, finished or not, stands for the one that is asked for if no more differs than a resumed run may
+# change. Two of these make it another run here: its curve has other points at another eval_every, and bf16 beside fp32
+# is more than a scheme apart.
+MAY_DIFFER = {**checkpoint.MAY_DIFFER, "run": checkpoint.MAY_DIFFER["run"] - {"eval_every", "precision"}}
 TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
@@ -79,7 +83,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = train.make_parser("compare.py", __doc__.split("\n\n")[0])
     parser.add_argument("--schemes", type=str, nargs="+", default=["sinusoidal", "learned", "alibi", "rope"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
-    parser.add_argument("--jobs", type=int, default=None, help="runs side by side; one per core if not given")
+    parser.add_argument(
+        "--jobs", type=int, default=None, help="runs side by side; if not given one per core, with slurm all"
+    )
+    parser.add_argument(
+        "--launcher",
+        type=str,
+        default=None,
+        help="local or slurm: each run is a job of submitit, on this machine or on a cluster; else a process here",
+    )
+    parser.add_class_arguments(SlurmConfig, "slurm")
     parser.add_argument(
         "--out", type=str, default="runs/compare", help="folder of the runs, the pictures and the report"
     )
@@ -91,9 +104,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help="context lengths to score, in trained lengths",
     )
     parser.set_defaults({"model.position": "none"})  # fits any shape; the schemes' own demands are checked below
-    if start := train.explicit(argv, parser).get("run.init_from"):
+    given = train.explicit(argv, parser)
+    if start := given.get("run.init_from"):
         raise BadInput(f"--run.init_from {start}: the weights of one run fit one scheme; tune it with train.py")
     asked, data_config, model_config, run_config = train.parse(argv, parser)
+    if asked.launcher not in (None, *LAUNCHERS):
+        raise BadInput(
+            f"--launcher {asked.launcher} is none of {', '.join(LAUNCHERS)}{nearest(asked.launcher, LAUNCHERS)}"
+        )
+    if given.get("slurm") and asked.launcher != "slurm":
+        raise BadInput(f"--slurm.{next(iter(vars(given.slurm)))} means nothing without --launcher slurm")
     if not asked.out:
         raise BadInput("--out '' must name a folder")
     for scheme in asked.schemes:
@@ -119,11 +139,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             raise BadInput(f"--{name} is what a comparison sets for each run: use {instead}")
 
     out = Path(asked.out)
+    slurm = SlurmConfig(**vars(asked.slurm))
+    launcher = Launcher(asked.launcher, slurm, out) if asked.launcher else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs_at_once = min(asked.jobs or cores, len(asked.schemes) * len(asked.seeds))
-    if train.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
-        jobs_at_once = 1  # one accelerator
-    threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
+    if asked.launcher == "slurm":  # its machines are not this one
+        jobs_at_once = min(asked.jobs or sys.maxsize, len(asked.schemes) * len(asked.seeds))
+        threads = run_config.threads or slurm.cpus
+    else:
+        if train.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
+            jobs_at_once = 1  # one accelerator
+        threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
     try:
         jobs = [
             Job(
@@ -162,7 +188,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         f"{f'; {done} finished before' if done else ''}\n{corpus.describe()}",
         flush=True,
     )
-    if jobs_at_once == 1:
+    if launcher and waiting:
+        launcher.open()
+        waiting = [begun_once(job, corpus) for job in waiting]
+        side_by_side(waiting, jobs_at_once, partial(launcher.start, work))
+    elif jobs_at_once == 1:
         for job in waiting:
             work(job)
     else:
@@ -187,25 +217,14 @@ def is_finished(job: Job) -> bool:
     """
     if job.run.overwrite:
         return False
-    if read_result(job.folder).get("status") != "finished":
-        configs = {"data": job.data, "model": job.model, "run": job.run}
-        if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs)):
-            raise BadInput(
-                f"--out {job.folder.parent}: the unfinished run {job.name} there has {'; '.join(found)}: choose "
-                "another --out, or --run.overwrite true"
-            )
-        return False
-    there = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
-    for section, config in (("data", job.data), ("model", job.model), ("run", job.run)):
-        for name, value in asdict(config).items():
-            if name in HARMLESS or (name == "vocab_size" and value is None):
-                continue
-            if complete(name, there.get(section, {}).get(name)) != value:
-                raise BadInput(
-                    f"--out {job.folder.parent}: the run {job.name} there has {section}.{name} "
-                    f"{there.get(section, {}).get(name)}, not {value}: choose another --out, or --run.overwrite true"
-                )
-    return list(read_lengths(job)) == [str(length) for length in job.lengths]
+    finished = read_result(job.folder).get("status") == "finished"
+    configs = {"data": job.data, "model": job.model, "run": job.run}
+    if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs, MAY_DIFFER)):
+        raise BadInput(
+            f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.name} there has "
+            f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
+        )
+    return finished and list(read_lengths(job)) == [str(length) for length in job.lengths]
 
 
 def complete(name: str, value: Any) -> Any:
@@ -221,6 +240,8 @@ def read_lengths(job: Job) -> dict[str, float | None]:
 
 def work(job: Job) -> None:
     """Train one job, unless that is done, and score it under the other lengths."""
+    if job.run.threads:
+        torch.set_num_threads(job.run.threads)
     if job.run.overwrite or read_result(job.folder).get("status") != "finished":
         train.train(job.data, job.model, replace(job.run, resume=not job.run.overwrite))
     device = train.pick_device(job.run.device)
@@ -235,6 +256,15 @@ def work(job: Job) -> None:
     else:
         losses = loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
+
+
+def begun_once(job: Job, corpus: data.Corpus) -> Job:
+    """A job whose run is replaced here, if it is to be: the job may start several times, and must go on then."""
+    if not job.run.overwrite:
+        return job
+    configs = {"data": job.data, "model": train.with_vocabulary(job.model, corpus), "run": job.run}
+    RunFolder(job.folder, configs, overwrite=True).close()
+    return replace(job, run=replace(job.run, overwrite=False))
 
 
 def accuracies(
@@ -264,18 +294,40 @@ def work_alone(job: Job, log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    if job.run.threads:
-        torch.set_num_threads(job.run.threads)
     run(lambda argv: work(job))
 
 
-def side_by_side(jobs: list[Job], at_once: int) -> None:
-    """Run jobs in processes of their own, `at_once` of them at a time, and show how far each is.
+class Beside:
+    """A job in a process of its own on this machine. launch.Submitted is the same to who waits for it."""
+
+    pause = 0.5  # seconds between two looks at it
+
+    def __init__(self, job: Job) -> None:
+        self.log = job.folder.parent / f"{job.name}.log"
+        spawn = multiprocessing.get_context("spawn")
+        self.process = spawn.Process(target=work_alone, args=(job, self.log), name=job.name)
+        self.process.start()
+
+    def ended(self) -> str | None:
+        """None while it runs, "" once it went well, or else how it ended."""
+        code = self.process.exitcode
+        return f"ended with code {code}" if code else code and ""
+
+    def stop(self) -> None:
+        """Have the run save and end."""
+        self.process.terminate()
+
+    def join(self) -> None:
+        """Wait for the end of what was stopped."""
+        self.process.join()
+
+
+def side_by_side(jobs: list[Job], at_once: int, start: Callable[[Job], Beside | Submitted] = Beside) -> None:
+    """Run jobs elsewhere, `at_once` of them at a time, and show how far each is.
 
     Raises:
         RunFailed: if any of them failed; the others are finished first.
     """
-    spawn = multiprocessing.get_context("spawn")
     on_screen = sys.stderr.isatty()
     width = max((len(job.name) for job in jobs), default=0)
     bars = {
@@ -287,25 +339,23 @@ def side_by_side(jobs: list[Job], at_once: int) -> None:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                log = job.folder.parent / f"{job.name}.log"
-                process = spawn.Process(target=work_alone, args=(job, log), name=job.name)
-                process.start()
+                running[job] = start(job), time.time()
                 bars[job].reset()
-                running[job] = process, log, time.time()
-            time.sleep(0.5)
-            for job, (process, log, started) in list(running.items()):
-                show_progress(job, bars[job], started, on_screen)
-                if process.exitcode is not None:
+            time.sleep(max(started.pause for started, _ in running.values()))
+            for job, (started, since) in list(running.items()):
+                show_progress(job, bars[job], since, on_screen)
+                if (how := started.ended()) is not None:
                     del running[job]
-                    bars[job].set_postfix_str("failed" if process.exitcode else "done")
-                    if process.exitcode:
-                        lines = log.read_text(errors="replace").strip().splitlines()
-                        failed.append(f"{job.name} ended with code {process.exitcode}: {lines[-1] if lines else log}")
+                    bars[job].set_postfix_str("failed" if how else "done")
+                    if how:
+                        lines = started.log.read_text(errors="replace").split("\n") if started.log.exists() else []
+                        last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+                        failed.append(f"{job.name} {how}: {last.strip()} (log: {started.log})")
     finally:
-        for process, _, _ in running.values():
-            process.terminate()
-        for process, _, _ in running.values():
-            process.join()
+        for started, _ in running.values():
+            started.stop()
+        for started, _ in running.values():
+            started.join()
         for bar in bars.values():
             bar.close()
     if failed:
@@ -422,27 +472,19 @@ def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
         return {}
     sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
     same = all(
-        complete(name, here[section].get(name)) == complete(name, value)
+        complete(name, here[section][name]) == complete(name, value)
         for section in here
         for name, value in sweep["settings"][section].items()
+        if name in here[section]
     )
     return sweep["best"] if same else {}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What two comparisons must share for their figures to stand side by side: all but scheme, seed and rate."""
-    aside = HARMLESS | {
-        "position",
-        "seed",
-        "learning_rate",
-        "cache",
-        "eval_every",
-        "eval_windows",
-        "device",
-        "precision",
-    }
+    aside = {"position", "seed", "learning_rate", "eval_windows"}
     return {
-        section: {name: value for name, value in values.items() if name not in aside}
+        section: {k: v for k, v in values.items() if k not in aside | checkpoint.MAY_DIFFER[section]}
         for section, values in config.items()
     }
 
@@ -710,4 +752,6 @@ def markdown(rows: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    import compare  # itself, by the name under which a job on another machine finds what is sent there
+
+    run(compare.main)

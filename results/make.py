@@ -255,7 +255,7 @@ def cancelled(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        for process in multiprocessing.active_children():  # this script starts none but the pool's
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
         raise

@@ -305,9 +305,29 @@ def test_finished_runs_are_not_repeated(comparison, small, monkeypatch):
     assert (comparison / "summary.json").exists()
 
 
-def test_harmless_options_do_not_repeat_runs(comparison, small, monkeypatch):
+def test_options_that_a_resumed_run_may_change_do_not_repeat_runs(comparison, small, monkeypatch):
     forbid_training(monkeypatch)
     compare.main(flags(small, comparison, "--run.threads", "2", "--run.wandb", "disabled"))
+    compare.main(flags(small, comparison, "--run.micro_batch_size", "2", "--data.cache", str(comparison / "cache")))
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [("--run.eval_every", "1", "run.eval_every 2, not 1"), ("--run.precision", "auto", "run.precision fp32, not auto")],
+)
+def test_a_run_with_other_looks_or_another_precision_is_another_run(comparison, small, flag, value, name, status):
+    edit_result(comparison / "none-seed0", status=status)
+    with pytest.raises(BadInput, match=f"{name}: choose another --out"):
+        compare.main(flags(small, comparison, flag, value))
+
+
+def test_a_finished_run_from_before_an_option_has_it_at_its_default(comparison, small, monkeypatch):
+    forbid_training(monkeypatch)
+    for config in comparison.glob("*/config.yaml"):
+        lines = config.read_text().splitlines(keepends=True)
+        config.write_text("".join(line for line in lines if "on_nan" not in line and "embedding_rate" not in line))
+    compare.main(flags(small, comparison))
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])

@@ -194,6 +194,7 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
         patch.setattr(evaluate, "load_run", stop)
         patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
         patch.setattr(train, "bf16_is_native", lambda device: True)
+        patch.setattr(shutil, "which", lambda program: program)  # a cluster's, say
         with pytest.raises(Reached) as reached:
             MAIN[words[0]](words[1:])
     return None if words[0] in ON_RUNS else reached.value.args[0]
@@ -232,7 +233,7 @@ def made_small(words: list[str], config: data.DataConfig, small: list[str], out:
 
 
 def check_command(words: list[str], folder: Path, small, finished, text, monkeypatch, at_the_shell) -> str:
-    """Read a command, and run it small unless it wants a hub, a GPU or an account; what was done, `read` or `ran`."""
+    """Read a command, and run it small unless it wants a hub, a GPU, Slurm or an account: `read` or `ran`."""
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     monkeypatch.chdir(folder)
     if "--run.init_from" in words:
@@ -246,7 +247,7 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
         evaluating = ["--lengths", "16", "32", "--out", str(folder / "out.json"), "--picture", str(folder / "out.png")]
         argv += ["--tokens", "5"] if words[0] == "generate.py" else evaluating
         outcome = at_the_shell(MAIN[words[0]], argv)
-    elif {"cuda", "mps", "online"} & set(words) or is_on_the_hub(config):
+    elif {"cuda", "mps", "online", "slurm"} & set(words) or is_on_the_hub(config):
         return "read"
     else:
         if not Path(config.corpus).is_absolute():  # that of a run that is tuned is there
@@ -290,6 +291,7 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
         ("train.py --config configs/tasks.yaml", "ran"),
         ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
+        ("compare.py --launcher slurm --slurm.partition gpu", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
     ],

@@ -1,0 +1,326 @@
+"""A comparison as jobs of submitit: the figures are those of processes here, and what stops a job does not lose it.
+
+.venv/bin/python -m pytest tests/test_launch.py
+"""
+
+import os
+import shutil
+import signal
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import compare
+import launch
+import train
+from checkpoint import read_metrics, read_result, steps_saved
+from cli import BadInput, RunFailed, Signals
+from launch import Launcher, Work
+
+TWO = ("--schemes", "none", "rope", "--seeds", "0")
+CLOCK = {"seconds", "tokens_per_second"}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch) -> None:
+    """tests/test_compare.py looks at them, and each costs a second."""
+    monkeypatch.setattr(compare, "draw", lambda summary, path, out: path.touch())
+
+
+@pytest.fixture
+def signals_as_they_were(monkeypatch) -> None:
+    """A job is made for a process of its own: here the next test must not feel what it does to signals."""
+    for name in ("STOPS", "SAVES", "PATIENCE"):
+        monkeypatch.setattr(Signals, name, getattr(Signals, name))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def job_of(small: list[str], out: Path, *more: str) -> compare.Job:
+    """The first job of a comparison, with nothing started."""
+    seen = []
+
+    class FarEnough(Exception):
+        pass
+
+    def stop(job):
+        seen.append(job)
+        raise FarEnough
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "work", stop)
+        with pytest.raises(FarEnough):
+            compare.main([*small, "--schemes", "rope", "--jobs", "1", "--out", str(out), *more])
+    return seen[0]
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Do something while a run is in its step, the first being 1."""
+    rate = train.learning_rate
+    monkeypatch.setattr(
+        train, "learning_rate", lambda at, config: (action() if at + 1 == step else None, rate(at, config))[1]
+    )
+
+
+# ---- the local executor ----------------------------------------------------------------------------------------------
+
+
+def test_local_jobs_give_the_figures_and_weights_of_runs_in_this_process_and_are_not_repeated(
+    small, tmp_path, monkeypatch
+):
+    theirs = compare.main([*small, *TWO, "--jobs", "1", "--out", str(tmp_path / "here")])
+    ours = compare.main([*small, *TWO, "--launcher", "local", "--out", str(tmp_path / "jobs")])
+    assert len(ours["runs"]) == 2
+    for one, other in zip(ours["runs"], theirs["runs"], strict=True):
+        assert one.keys() == other.keys()
+        assert {k: v for k, v in one.items() if k not in CLOCK} == {k: v for k, v in other.items() if k not in CLOCK}
+        weights = [tmp_path / each / f"{one['scheme']}-seed0" / "model.safetensors" for each in ("here", "jobs")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert {each.name for each in (tmp_path / "here").iterdir()} == {
+        each.name for each in (tmp_path / "jobs").iterdir() if not each.name.startswith("jobs-")
+    }
+    (kept,) = (tmp_path / "jobs").glob("jobs-*")
+    logs = [log.read_text() for log in kept.glob("*_log.out")]
+    assert len(logs) == 2
+    assert all("validation loss" in log for log in logs)
+
+    monkeypatch.setattr(Launcher, "start", lambda *_: pytest.fail("submitted again"))
+    compare.main([*small, *TWO, "--launcher", "local", "--out", str(tmp_path / "jobs")])
+    assert len(list((tmp_path / "jobs").glob("jobs-*"))) == 1
+
+
+class Fake:
+    """A job that ended."""
+
+    pause = 0.0
+
+    def __init__(self, log: Path, how: str) -> None:
+        self.log, self.how = log, how
+
+    def ended(self) -> str:
+        return self.how
+
+
+def test_a_job_that_fails_is_named_with_its_last_line_and_its_log(small, tmp_path):
+    job = job_of(small, tmp_path)
+    log = tmp_path / "7_0_log.out"
+    log.write_text("going on after step 3\nslurmstepd: error: Detected 1 oom_kill event\n\n")
+    with pytest.raises(RunFailed) as failed:
+        compare.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, FAILED"))
+    said = "rope-seed0 (job 7) did not come to its end, FAILED: slurmstepd: error: Detected 1 oom_kill event (log: "
+    assert str(failed.value) == f"{said}{log})"
+    log.unlink()
+    with pytest.raises(RunFailed, match="it said nothing"):
+        compare.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, CANCELLED"))
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+class Queued(Exception):
+    """Where submitit would leave the process."""
+
+
+@pytest.mark.parametrize("where", ["local", "slurm"])
+def test_a_preempted_job_saves_first_is_queued_then_and_ends_with_the_same_weights(
+    small, tmp_path, monkeypatch, signals_as_they_were, where
+):
+    whole = job_of(small, tmp_path / "whole", "--run.steps", "8")
+    compare.work(whole)
+    job = job_of(small, tmp_path / "out", "--run.steps", "8")
+    saved = []
+
+    def queue_again(number, frame):
+        saved.extend(steps_saved(job.folder))
+        raise Queued
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", where)
+    signal.signal(signal.SIGUSR2, queue_again)  # submitit's own, there before the job begins
+    work = Work(compare.work, job)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        with pytest.raises(Queued):
+            work()
+    assert saved[0] == 5
+    assert read_result(job.folder)["status"] == "interrupted"
+    again = work.checkpoint()
+    assert again.function(*again.args, **again.kwargs) == 0
+    assert read_result(job.folder)["weights_sha256"] == read_result(whole.folder)["weights_sha256"]
+    assert compare.read_lengths(job) == compare.read_lengths(whole)
+    steps = [event["step"] for event in read_metrics(job.folder) if event["split"] == "train"]
+    assert steps == list(range(1, 9))
+
+
+def test_slurms_sigterm_saves_and_the_run_goes_on_until_it_is_killed(
+    small, tmp_path, monkeypatch, signals_as_they_were
+):
+    job, saved = job_of(small, tmp_path, "--run.steps", "8", "--run.eval_every", "8"), []
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    measure = compare.loss_by_length
+    terminate = lambda *args: (  # noqa: E731
+        saved.extend(steps_saved(job.folder)),
+        os.kill(os.getpid(), signal.SIGTERM),
+        measure(*args),
+    )[-1]
+    monkeypatch.setattr(compare, "loss_by_length", terminate)  # outside of the steps too
+    assert Work(compare.work, job)() == 0
+    assert saved == [8, 5]
+    assert read_result(job.folder)["status"] == "finished"
+
+
+@pytest.mark.parametrize(("where", "number", "code"), [("local", "SIGTERM", 143), ("slurm", "SIGINT", 130)])
+def test_a_cancelled_job_saves_and_ends_however_often_it_is_told(
+    small, tmp_path, monkeypatch, signals_as_they_were, where, number, code
+):
+    job = job_of(small, tmp_path, "--run.steps", "8")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", where)
+    number = getattr(signal, number)
+    at_step(monkeypatch, 5, lambda: [os.kill(os.getpid(), each) for each in (number, number, signal.SIGTERM)])
+    assert Work(compare.work, job)() == code
+    assert steps_saved(job.folder)[0] == 5
+
+
+def test_submitits_signal_of_old_wins_over_saving(small, tmp_path, monkeypatch, signals_as_they_were):
+    import submitit
+
+    monkeypatch.setattr(submitit.JobEnvironment, "USR_SIG", "USR1")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    job, called = job_of(small, tmp_path), []
+    signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert Work(compare.work, job)() == 128 + signal.SIGUSR1
+    assert called == [signal.SIGUSR1]
+    assert steps_saved(job.folder)[0] == 2
+
+
+def test_a_run_that_is_replaced_is_replaced_once_however_often_its_job_starts(small, tmp_path):
+    job = job_of(small, tmp_path)
+    compare.work(job)
+    old = read_result(job.folder)["weights_sha256"]
+    other = replace(job, run=replace(job.run, learning_rate=0.01, overwrite=True))
+    corpus = compare.data.load(job.data, 0, job.run.batch_size, job.model.seq_len)
+    other = compare.begun_once(other, corpus)
+    assert not read_result(job.folder)
+    compare.work(other)
+    new, when = read_result(job.folder)["weights_sha256"], (job.folder / "model.safetensors").stat().st_mtime_ns
+    assert new != old
+    compare.work(other)  # once more: nothing is trained again
+    assert (job.folder / "model.safetensors").stat().st_mtime_ns == when
+
+
+# ---- Slurm -----------------------------------------------------------------------------------------------------------
+
+# Stand-ins for Slurm's commands: this machine as a cluster that preempts each job once, when its run has a step.
+SLURM = {
+    "sbatch": """
+        cp "$1" $CLUSTER/script.sh
+        (   export SLURM_JOB_ID=7 SLURM_NTASKS=1
+            while rm -f $CLUSTER/requeue; bash $CLUSTER/script.sh; [ -e $CLUSTER/requeue ]; do :; done
+            touch $CLUSTER/over ) > $CLUSTER/slurm.out 2>&1 &
+        echo Submitted batch job 7""",
+    "srun": """
+        while [ "${1#--}" != "$1" ]; do [ "$1" = --output ] && { out=$2; shift; }; shift; done
+        "$@" >> $(echo $out | sed s/%j/7/\\;s/%t/0/) 2>&1 &
+        if [ ! -e $CLUSTER/preempted ]; then
+            until [ -s $METRICS ]; do kill -0 $! || exit 1; sleep 0.1; done
+            touch $CLUSTER/preempted; kill -USR2 $!
+        fi
+        wait $!""",
+    "scontrol": "[ \"$*\" = 'requeue 7' ] && touch $CLUSTER/requeue",
+    "scancel": 'echo "$@" >> $CLUSTER/cancelled',
+    "sacct": 'echo "JobID|State|NodeList"; echo "7|RUNNING|here"',
+}
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    for name, script in SLURM.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER", str(folder))
+    return folder
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, cluster, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
+    monkeypatch.setitem(launch.Submitted.PAUSES, "slurm", 0.5)
+    steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
+    asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
+    argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
+    summary = compare.main(argv)
+    assert summary["runs"][0]["steps"] == 500
+    (log,) = out.glob("jobs-*/7_0_log.out")
+    assert "this job is timed-out" in log.read_text() or "this job is preempted" in log.read_text()
+    assert "going on after step" in log.read_text()
+    assert "interrupted at step" in log.read_text()
+    script = (cluster / "script.sh").read_text()
+    for line in ("partition=gpu", "time=30", "mem=4GB", "qos=long", "cpus-per-task=1", "job-name=out-rope-seed0"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --signal=USR2@90\n" in script
+    assert "gpus" not in script
+
+
+def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, cluster, monkeypatch):
+    (cluster / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 7\n")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "show_progress", interrupted)
+    monkeypatch.setattr(compare.time, "sleep", lambda seconds: None)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([*small, "--schemes", "rope", "--launcher", "slurm", "--out", str(tmp_path / "out")])
+    assert (cluster / "cancelled").read_text() == "--signal=INT 7\n7\n"
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_what_slurm_says_against_a_job_is_one_line(small, tmp_path, cluster, at_the_shell):
+    (cluster / "sbatch").write_text(
+        "#!/bin/bash\necho sbatch: error: invalid partition specified: gpuu >&2\necho more >&2\nexit 1\n"
+    )
+    argv = [*small, "--schemes", "rope", "--launcher", "slurm", "--slurm.partition", "gpuu"]
+    ended = at_the_shell(compare.main, [*argv, "--out", str(tmp_path / "out")])
+    assert ended.code == 2
+    (line,) = [line for line in ended.err.splitlines() if line.strip()]
+    for word in ("--launcher slurm", "rope-seed0", "invalid partition specified: gpuu"):
+        assert word in line
+
+
+def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small, tmp_path, cluster, monkeypatch):
+    seen = {}
+
+    def far_enough(jobs):
+        raise Queued
+
+    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "summarise", far_enough)
+    free = [*small]
+    free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
+    argv = [*free, *TWO, "--launcher", "slurm", "--slurm.cpus", "3", "--run.device", "cuda", "--out"]
+    with pytest.raises(Queued):
+        compare.main([*argv, str(tmp_path / "out")])  # and nobody asks whether this machine has a GPU
+    assert seen["at_once"] == 2
+    assert {job.run.threads for job in seen["jobs"]} == {3}
+
+
+def test_no_slurm_and_no_submitit_are_one_line_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="no sbatch on this machine"):
+        compare.main(["--launcher", "slurm", "--out", str(tmp_path / "out")])
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(BadInput, match=r"needs submitit, .* -m pip install --editable .*\[cluster\]"):
+        compare.main(["--launcher", "local", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
