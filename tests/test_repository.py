@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 
+import bench
 import compare
 import data
 import evaluate
@@ -35,6 +36,7 @@ MAIN = {
     "compare.py": compare.main,
     "generate.py": generate.main,
     "evaluate.py": evaluate.main,
+    "bench.py": bench.main,
 }
 ON_RUNS = {"generate.py", "evaluate.py"}  # scripts that work on a finished run
 
@@ -105,7 +107,10 @@ def test_every_direct_dependency_is_pinned():
 
 def test_every_library_that_is_imported_is_a_direct_dependency():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    direct = [
+        *project["dependencies"],
+        *(name for group in project["optional-dependencies"].values() for name in group),
+    ]
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
