@@ -12,12 +12,14 @@
     length     seconds and memory as length, width, depth and text grow, and what larger models would need (cost.py)
     compare    seconds of `python compare.py`; bits per byte after some seconds, beside transformers' Trainer
 
-All contenders of one case take turns, again and again, so that whatever else the machine does meets them alike. A
+All contenders of one case take turns, again and again, so that whatever else the machine does meets them alike; in
+training they take the same optimiser, the same precision and the batch in the same parts, those of train.py. A
 figure is the median of its rounds. A ratio says how many times better ours is than the best peer's (the one with the
 best median), round by round: its median, and the span from the 10th to the 90th percentile. Where that span holds 1, no
 difference is shown. The limit is measured in the same turns: a product of large matrices, or copying memory.
 """
 
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -596,9 +598,9 @@ def bench_length(asked: Any) -> Iterator[tuple[Row, Rounds]]:
         machine = versions()
         how = (
             f"Measured on {machine['cores']} cores ({machine['cpu']}), {torch.get_num_threads()} threads, fp32, "
-            f"PyTorch {machine['torch']}, commit {(commit() or 'unknown')[:10]}; each figure once, in a process of its own. "
-            f"The model is {config.d_model} wide with {config.n_layer} layers and {config.n_head} heads where nothing "
-            f"else is said; a training step is {rows} x {config.seq_len} tokens and one optimiser step."
+            f"PyTorch {machine['torch']}, commit {(commit() or 'unknown')[:10]}; each figure once, in a process of "
+            f"its own. The model is {config.d_model} wide with {config.n_layer} layers and {config.n_head} heads "
+            f"where nothing else is said; a training step is {rows} x {config.seq_len} tokens and one optimiser step."
         )
         grown = [
             cost.Point(what, size, taken.result, taken.peak - taken.before, taken.peak, work)
@@ -697,6 +699,7 @@ def bench_compare(asked: Any) -> Iterator[tuple[Row, Rounds]]:
 BENCHES = {"train": bench_train, "rope": bench_rope, "generate": bench_generate}
 BENCHES |= {"data": bench_data, "length": bench_length, "compare": bench_compare}
 SLOW = {"compare"}
+OPTIONS = ("repeats", "seconds", "d_model", "n_layer", "batch_size", "seq_len", "precision", "compile")  # kept on file
 
 
 def refuse_wrong(asked: Any) -> None:
@@ -729,6 +732,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all but compare if none"
     )
     parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")
+    parser.add_argument("--note", type=str, default="", help="a word on the measurement, kept with it")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all contenders take turns")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a turn lasts at least")
     parser.add_argument("--d_model", type=int | None, default=None, help="width; 128 and 256 if not given")
@@ -758,7 +762,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print("\n".join(table([row])[2:]), flush=True)
     print("\n" + "\n".join(table(rows)))
     content = {"rows": [asdict(row) for row in rows], "rounds": details, "missing": missing}
-    content |= {"versions": versions() | {"threads": torch.get_num_threads()}, "commit": commit()}
+    there = {
+        library: importlib.metadata.version(library) for library in PEERS if importlib.util.find_spec(PEERS[library])
+    }
+    content |= {"versions": versions() | {"threads": torch.get_num_threads()}, "peers": there, "commit": commit()}
+    content |= {"note": asked.note, "options": {name: getattr(asked, name) for name in OPTIONS}}
     if asked.out:
         write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")
     return content
