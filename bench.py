@@ -3,7 +3,7 @@
     python bench.py                                  train, rope, generate, data and length
     python bench.py train rope --out bench.json      these two, and their figures as a file
     python bench.py train --d_model 512 --n_layer 8 --batch_size 8 --compile false
-    python bench.py compare --seconds 120            the slow ones: the whole default comparison, and the Trainer
+    python bench.py compare --train_seconds 120      the slow ones: the whole default comparison, and the Trainer
 
     train      tokens a second of training, beside transformers' Llama and x-transformers; what rope costs over none
     rope       turning queries and keys of (8, 8, 1024, 64), beside the same libraries' ways and copying the two tensors

@@ -213,7 +213,7 @@ class Cache:
     def __init__(self, config: ModelConfig, batch_size: int, length: int, like: Tensor) -> None:
         shape = config.n_layer, batch_size, config.n_kv_head, length, config.d_head
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        self.layers = list(zip(self.keys, self.values, strict=True))  # views, (B, Hkv, length, D) each
+        self.layers = [(self.keys[i], self.values[i]) for i in range(config.n_layer)]  # views, (B, Hkv, length, D)
         self.tokens = torch.empty(batch_size, length, dtype=torch.long, device=like.device)
         self.positions = torch.empty(length, dtype=torch.long, device=like.device)
         self.used = 0
