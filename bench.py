@@ -509,6 +509,13 @@ def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
                     break
 
 
+def train_tokenizer(text: Path, folder: Path) -> Path:
+    """A BPE learned from a text, in a file of the folder."""
+    config = data.DataConfig(str(text), vocab_size=ENTRIES, cache=str(folder / "learned"))
+    data.load(config, 0, 1, 1).tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
 def prepare(text: Path, tokenizer: Path, cache: Path) -> tuple[int, float]:
     """Prepare a corpus with a tokenizer that is there already: tokens written, and seconds."""
     began = time.perf_counter()
@@ -524,9 +531,7 @@ def bench_data(asked: Any) -> Iterator[tuple[Row, Rounds]]:
         texts = {size: folder / f"{size:g}.txt" for size in asked.megabytes}
         for size, text in texts.items():
             write_text(text, size)
-        tokenizer = folder / "tokenizer.json"
-        config = data.DataConfig(str(texts[smallest]), cache=str(folder / "cache"), vocab_size=ENTRIES)
-        data.load(config, 0, 1, 1).tokenizer.save(str(tokenizer))
+        tokenizer = train_tokenizer(texts[smallest], folder)
         alone = data.load_tokenizer(tokenizer)
         tokens, _ = prepare(texts[smallest], tokenizer, folder / "first")
 
@@ -583,11 +588,11 @@ def bench_length(asked: Any) -> Iterator[tuple[Row, Rounds]]:
             deep = replace(config, n_layer=n * config.n_layer)
             flops = rows * config.seq_len * cost.training_flops(deep, config.seq_len)
             points.append(("depth", deep.n_layer, apart(train_once, deep, rows), flops))
-        tokenizer = folder / "tokenizer.json"
-        data.load(data.DataConfig(cache=str(folder / "kjv")), 0, 1, 1).tokenizer.save(str(tokenizer))
-        for megabytes in (n * min(asked.megabytes) / 10 for n in (2, 5, 10)):
-            text = folder / f"{megabytes:g}.txt"
+        texts = {n * min(asked.megabytes) / 10: folder / f"{n}.txt" for n in (2, 5, 10)}
+        for megabytes, text in texts.items():
             write_text(text, megabytes)
+        tokenizer = train_tokenizer(texts[min(texts)], folder)
+        for megabytes, text in texts.items():
             taken = apart(prepare, text, tokenizer, folder / f"cache-{megabytes:g}")
             points.append(("text", megabytes, replace(taken, result=taken.result[1]), megabytes))
     for what, size, taken, _ in points:
@@ -751,6 +756,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--flags", type=str, default="", help="of compare: options of train.py, in quotes")
     asked = parser.parse_args(argv)
     refuse_wrong(asked)
+    missing.clear()
     names = list(dict.fromkeys(asked.benches)) or [name for name in BENCHES if name not in SLOW]
     if asked.threads:
         torch.set_num_threads(asked.threads)
@@ -761,7 +767,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             details.append(rounds)
             print("\n".join(table([row])[2:]), flush=True)
     print("\n" + "\n".join(table(rows)))
-    content = {"rows": [asdict(row) for row in rows], "rounds": details, "missing": missing}
+    content = {"rows": [asdict(row) for row in rows], "rounds": details, "missing": list(missing)}
     there = {
         library: importlib.metadata.version(library) for library in PEERS if importlib.util.find_spec(PEERS[library])
     }

@@ -32,11 +32,6 @@ def rows_of(argv: list[str]) -> dict[str, Row]:
     return {row["case"]: Row(**row) for row in bench.main([*argv[:1], *TINY, *argv[1:]])["rows"]}
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_missing_yet():
-    bench.missing.clear()
-
-
 # ---- what a ratio means ----------------------------------------------------------------------------------------------
 
 
