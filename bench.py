@@ -408,7 +408,7 @@ def bench_generate(asked: Any) -> Iterator[tuple[Row, Rounds]]:
 
         contenders: dict[str, Callable] = {"eager": partial(write, model)}
         if can_compile(asked):
-            contenders["compiled"] = partial(write, torch.compile(model, dynamic=True))
+            contenders["compiled"] = partial(write, torch.compile(model))
         if installed("transformers"):
             other = llama(config, length=len(prompt) + tokens).eval()
             options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}

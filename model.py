@@ -154,7 +154,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
         wide = torch.promote_types(dtype, mask.dtype)
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
         mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): in 3 dimensions it takes a slow path
-    grouped, causal = q.shape[1] != k.shape[1], mask is None and bool(q.shape[2] > 1)  # a compiler's sizes are symbols
+    grouped, causal = q.shape[1] != k.shape[1], mask is None
+    if q.shape[2] == 1:  # asked in so many words, since a compiler's sizes are symbols and the kernel wants a bool
+        causal = False
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     return y.to(dtype)
 

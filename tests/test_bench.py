@@ -383,6 +383,16 @@ def test_complex_and_real_rotation_have_the_same_losses_over_50_steps(tiny_corpu
     assert fast == pytest.approx(plain, abs=2e-3)
 
 
+def test_compiled_generation_writes_the_same_tokens_with_one_graph_for_the_prompt_and_one_for_all_others():
+    """Were the length of the cache compiled in, every token would be compiled anew. The graphs are run as they are."""
+    graphs = []
+    model = Transformer(ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2)).eval()
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    ours, theirs = ([*bench.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
+    assert ours == theirs
+    assert len(graphs) == 2
+
+
 # ---- presets ---------------------------------------------------------------------------------------------------------
 
 
