@@ -145,14 +145,19 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same through PyTorch's kernels, which never hold all scores at once; no mask means plainly causal."""
+    """The same through PyTorch's kernels, which never hold all scores at once.
+
+    No mask means plainly causal, as many queries as keys, or one query, the last, which sees every key.
+    """
     dtype = q.dtype
     if mask is not None:  # in the wider dtype: a bias in bfloat16 could not tell far distances apart
         wide = torch.promote_types(dtype, mask.dtype)
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
         mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): in 3 dimensions it takes a slow path
-    grouped = q.shape[1] != k.shape[1]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    grouped, causal = q.shape[1] != k.shape[1], mask is None
+    if q.shape[2] == 1:  # asked in so many words, since a compiler's sizes are symbols and the kernel wants a bool
+        causal = False
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     return y.to(dtype)
 
 
@@ -191,7 +196,7 @@ class Scene:
 
     position: Position
     positions: Tensor  # (T,)
-    mask: Tensor | None  # (wanted, Tk) or (H, wanted, Tk), added to the scores; None: plainly causal
+    mask: Tensor | None  # (wanted, Tk) or (H, wanted, Tk), added to the scores; None: see fused_attention
     explicit: bool
     cache: "Cache | None"
     wanted: int  # the block's outputs: T, or fewer in the last one
@@ -210,13 +215,20 @@ class Cache:
     def __init__(self, config: ModelConfig, batch_size: int, length: int, like: Tensor) -> None:
         shape = config.n_layer, batch_size, config.n_kv_head, length, config.d_head
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.layers = [(self.keys[i], self.values[i]) for i in range(config.n_layer)]  # views, (B, Hkv, length, D)
         self.tokens = torch.empty(batch_size, length, dtype=torch.long, device=like.device)
         self.positions = torch.empty(length, dtype=torch.long, device=like.device)
         self.used = 0
         self.start = 0
+        self.in_order = True  # key i stands at position i
 
-    def append(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def append(self, tokens: Tensor, positions: Tensor, in_order: bool) -> Tensor:
         """Take in new tokens, (B, T), at their positions, (T,), and return the positions of all so far, (Tk,).
+
+        Args:
+            tokens: (B, T).
+            positions: (T,).
+            in_order: whether these and all before them stand at 0, 1, 2, ...
 
         Raises:
             ValueError: when there is no room left, or the batch is another.
@@ -227,14 +239,14 @@ class Cache:
             raise ValueError(
                 f"cache of {tuple(self.tokens.shape)} tokens, {room} free a row, cannot take {B} x {T} more"
             )
-        self.start, self.used = self.used, self.used + T
+        self.start, self.used, self.in_order = self.used, self.used + T, in_order
         self.tokens[:, self.start : self.used] = tokens
         self.positions[self.start : self.used] = positions
         return self.positions[: self.used]
 
     def next_position(self) -> Tensor | int:
         """One past the position of the last token; 0 if empty."""
-        return self.positions[self.used - 1] + 1 if self.used else 0
+        return self.used if self.in_order or not self.used else self.positions[self.used - 1] + 1
 
     def clear(self) -> tuple[Tensor, Tensor]:
         """Forget everything, and return what it was: tokens, (B, Tk), and their positions, (Tk,)."""
@@ -243,9 +255,10 @@ class Cache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values, (B, Hkv, T, D), and return all of them, (B, Hkv, Tk, D)."""
-        self.keys[layer, :, :, self.start : self.used] = k
-        self.values[layer, :, :, self.start : self.used] = v
-        return self.keys[layer, :, :, : self.used].to(k.dtype), self.values[layer, :, :, : self.used].to(v.dtype)
+        keys, values = self.layers[layer]
+        keys[:, :, self.start : self.used] = k
+        values[:, :, self.start : self.used] = v
+        return keys[:, :, : self.used].to(k.dtype), values[:, :, : self.used].to(v.dtype)
 
 
 class Transformer(nn.Module):
@@ -303,7 +316,7 @@ class Transformer(nn.Module):
             ValueError: if the cache has no room, or `last` is not between 1 and T.
         """
         T = tokens.shape[1]
-        plain = positions is None and cache is None  # key i stands at position i, and query i too
+        in_order = positions is None and (cache is None or cache.in_order)  # key i stands at position i
         if positions is None:
             positions = torch.arange(T, device=tokens.device) + (0 if cache is None else cache.next_position())
         if not T or positions.shape != (T,):
@@ -315,17 +328,19 @@ class Transformer(nn.Module):
             raise ValueError(f"last {last} must be between 1 and the {T} tokens there are")
         # Embedding comes before the cache takes anything in: a refused position leaves it as it was.
         x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C)
-        k_positions = positions if cache is None else cache.append(tokens, positions)  # (Tk,)
+        k_positions = positions if cache is None else cache.append(tokens, positions, in_order)  # (Tk,)
         if cache is not None and cache.start and self.position.changes(cache.start, k_positions):
             # Deeper layers hold states computed under the old frequencies: only a full pass is exact.
             return self(*cache.clear(), cache, last=wanted)
         explicit = self.explicit(k_positions)
-        mask = self.mask(positions, k_positions, optional=plain and not explicit)
+        unmasked = in_order and not explicit  # the kernel knows what is causal, and the last token sees everything
+        mask = self.mask(positions, k_positions, optional=unmasked and T in (1, len(k_positions)))
         scene = Scene(self.position, positions, mask, explicit, cache, T)
         for layer, block in enumerate(self.blocks):
             if wanted < T and layer == len(self.blocks) - 1:
-                mask = self.mask(positions, k_positions, optional=False) if mask is None else mask
-                scene = replace(scene, mask=mask[..., -wanted:, :], wanted=wanted)
+                if mask is None and wanted > 1:
+                    mask = self.mask(positions, k_positions, optional=False)
+                scene = replace(scene, mask=None if mask is None else mask[..., -wanted:, :], wanted=wanted)
             x = block(x, scene, layer)
         return F.linear(self.norm(x), (self.head or self.embedding).weight)
 

@@ -201,6 +201,7 @@ class Rope(Position):
         super().__init__(config)
         self.config, self.d_head = config.rope, config.d_model // config.n_head
         self.positions, self.cos_sin = None, None
+        self.fixed = None if self.config.scaling in DEPEND_ON_LENGTH else frequencies(self.config, self.d_head, 0)
         pairs = rotated_width(self.config, self.d_head) // 2
         self.log_factor = nn.Parameter(torch.zeros(pairs)) if self.config.learn_factors else None  # (D_rot/2,)
 
@@ -220,8 +221,7 @@ class Rope(Position):
 
     def theta(self, positions: Tensor) -> tuple[Tensor, float]:
         """Frequencies and attention factor at the length these positions reach."""
-        length = int(positions.max()) + 1 if self.config.scaling in DEPEND_ON_LENGTH else 0
-        return frequencies(self.config, self.d_head, length)
+        return self.fixed or frequencies(self.config, self.d_head, int(positions.max()) + 1)
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of all angles, times the attention factor: (T, D_rot / 2) each."""

@@ -1,6 +1,7 @@
-"""Put a comparison's figures where readers see them: results/compare.json, docs/compare.png and the README's table.
+"""Put measured figures where readers see them: a file in results/, and a table in the README.
 
-python results/publish.py runs/compare
+python results/publish.py runs/compare    a comparison: results/compare.json, docs/compare.png, the README's table
+python results/publish.py bench.json      what bench.py wrote: results/bench.json, the README's table of speeds
 """
 
 import json
@@ -13,11 +14,13 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench  # noqa: E402
 import compare  # noqa: E402
 from checkpoint import write_whole  # noqa: E402
 from cli import BadInput, run  # noqa: E402
 
 MARKS = "<!-- made by results/publish.py -->", "<!-- end -->"
+SPEED_MARKS = "<!-- speed, made by results/publish.py -->", "<!-- end of speed -->"
 
 
 def section(summary: dict[str, Any]) -> str:
@@ -35,20 +38,43 @@ def section(summary: dict[str, Any]) -> str:
     return "\n".join([made, "", *compare.table(summary), "", *(f"- {line}" for line in compare.findings(summary))])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Publish the comparison in the folder named on the command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or not Path(argv[0], "summary.json").is_file():
-        raise BadInput(f"{' '.join(argv) or 'nothing'} is not the folder of a comparison: name one, runs/compare say")
-    summary = json.loads(Path(argv[0], "summary.json").read_text())
-    write_whole(ROOT / "results" / "compare.json", json.dumps(summary, indent=2) + "\n")
-    shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
-    readme, (begin, end) = ROOT / "README.md", MARKS
+def speed_section(content: dict[str, Any]) -> str:
+    """What the README says of speed: where it was measured, beside what, and the table."""
+    machine, rows = content["versions"], [bench.Row(**row) for row in content["rows"]]
+    made = f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}"
+    peers = ", ".join(f"{name} {version}" for name, version in content["peers"].items())
+    beside = f"; beside {peers}" if peers else ""
+    missing = f"; not there: {', '.join(content['missing'])}" if content["missing"] else ""
+    note = f" {content['note']}" if content["note"] else ""
+    made += f", commit {(content['commit'] or 'unknown')[:10]}{beside}{missing}.{note}"
+    shown = [row for row in rows if row.bench != "length"]  # what grows how has a page of its own
+    return "\n".join([made, "", *bench.table(shown)])
+
+
+def put(section: str, marks: tuple[str, str]) -> None:
+    """Write a section between its two marks in the README."""
+    readme, (begin, end) = ROOT / "README.md", marks
     text = readme.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
         raise BadInput(f"README.md must have one line {begin} and one line {end}")
-    body = f"{begin}\n{section(summary)}\n{end}"
+    body = f"{begin}\n{section}\n{end}"
     write_whole(readme, re.sub(re.escape(begin) + ".*" + re.escape(end), lambda _: body, text, flags=re.DOTALL))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Publish the comparison, or the speeds, named on the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 1 and argv[0].endswith(".json") and Path(argv[0]).is_file():
+        content = json.loads(Path(argv[0]).read_text())
+        write_whole(ROOT / "results" / "bench.json", json.dumps(content, indent=2) + "\n")
+        put(speed_section(content), SPEED_MARKS)
+        return
+    if len(argv) != 1 or not Path(argv[0], "summary.json").is_file():
+        raise BadInput(f"{' '.join(argv) or 'nothing'} is no folder of a comparison and no .json of bench.py: name one")
+    summary = json.loads(Path(argv[0], "summary.json").read_text())
+    write_whole(ROOT / "results" / "compare.json", json.dumps(summary, indent=2) + "\n")
+    shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
+    put(section(summary), MARKS)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,18 @@ def test_a_cache_counts_on_from_the_positions_it_was_given(position: str) -> Non
     assert torch.equal(cache.tokens[:, : cache.used], tokens)
 
 
+def test_a_single_token_that_stands_before_those_in_the_cache_does_not_see_them() -> None:
+    """The last token of a text in order sees everything and needs no mask; one that is given another place does."""
+    model, tokens = build(), some_tokens()
+    cache = model.new_cache(2, T)
+    with torch.no_grad():
+        model(tokens[:, :5], torch.arange(5) + 10, cache)
+        early = model(tokens[:, 5:6], torch.tensor([3]), cache)
+        assert_close(early, model(tokens[:, 5:6], torch.tensor([3])), atol=1e-5)
+        late = model(tokens[:, 6:7], cache=cache)  # at 4, where it sees the one at 3 alone
+        assert_close(late, model(tokens[:, 5:7], torch.tensor([3, 4]))[:, -1:], atol=1e-5)
+
+
 @pytest.mark.parametrize("position", [name for name in SCHEMES if name != "learned"])
 def test_a_cache_goes_on_past_the_trained_length(position: str) -> None:
     model, tokens = build(position), some_tokens(3 * L)

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 
+import bench
 import compare
 import data
 import evaluate
@@ -35,6 +36,7 @@ MAIN = {
     "compare.py": compare.main,
     "generate.py": generate.main,
     "evaluate.py": evaluate.main,
+    "bench.py": bench.main,
 }
 ON_RUNS = {"generate.py", "evaluate.py"}  # scripts that work on a finished run
 
@@ -105,7 +107,10 @@ def test_every_direct_dependency_is_pinned():
 
 def test_every_library_that_is_imported_is_a_direct_dependency():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    direct = [
+        *project["dependencies"],
+        *(name for group in project["optional-dependencies"].values() for name in group),
+    ]
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
@@ -239,6 +244,13 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
     if "--run.init_from" in words:
         start = words.index("--run.init_from") + 1
         words = [*words[:start], str(finished(scheme_in([words[start]]))), *words[start + 1 :]]
+    if words[0] == "bench.py":  # its measurements have tests of their own
+        for name in bench.BENCHES:
+            monkeypatch.setitem(bench.BENCHES, name, lambda asked: [])
+        (folder / "results").mkdir()
+        at_work = at_the_shell(bench.main, words[1:])
+        assert at_work.code == 0, at_work.err
+        return "read"
     config = read(words, monkeypatch)
     if config is None:
         scheme = scheme_in(words)
@@ -292,6 +304,7 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
         ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --launcher slurm --slurm.partition gpu", "read"),
+        ("bench.py train rope --out bench.json", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
     ],
@@ -304,12 +317,12 @@ def test_the_check_of_readme_commands_runs_what_it_can(
 
 
 @pytest.mark.parametrize(
-    "command", ["train.py --run.stepz 5", "compare.py --shemes rope", "generate.py runs/x --promt x"]
+    "command", ["train.py --run.stepz 5", "compare.py --shemes rope", "generate.py runs/x --promt x", "bench.py ropes"]
 )
 def test_the_check_of_readme_commands_notices_a_wrong_one(
     command, small, finished, text, tmp_path, monkeypatch, at_the_shell
 ):
-    with pytest.raises(BadInput):
+    with pytest.raises((BadInput, AssertionError)):
         check_command(shlex.split(command), tmp_path, small, finished, text, monkeypatch, at_the_shell)
 
 
@@ -329,6 +342,14 @@ def test_the_figures_in_the_readme_are_those_of_the_committed_results():
     begin, end = publish.MARKS
     stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
     assert stated == publish.section(summary)
+
+
+def test_the_speeds_in_the_readme_are_those_of_the_committed_results():
+    publish = result_script("publish")
+    content = json.loads((REPOSITORY / "results" / "bench.json").read_text())
+    begin, end = publish.SPEED_MARKS
+    stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
+    assert stated == publish.speed_section(content)
 
 
 def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():
