@@ -47,11 +47,13 @@ class Signals:
         save: whether a save was asked for, by SIGUSR1.
     """
 
-    # A cluster may send a stop to compare.py and to its runs, and compare.py hands it on: that makes one stop, not two.
+    # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
+    # one stop, not two.
     PATIENCE = 5.0  # seconds
 
     def __init__(self) -> None:
         self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
+        self.alone = multiprocessing.parent_process() is None and "LOCAL_RANK" not in os.environ  # which torchrun sets
         self.before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may say what signals do
@@ -71,16 +73,16 @@ class Signals:
         elif self.stop is None:
             self.stop, self.since = number, time.monotonic()
             if not self.between_steps:
-                self.leave()
-        elif multiprocessing.parent_process() is None or time.monotonic() - self.since > self.PATIENCE:
+                self.leave(number)
+        elif self.alone or time.monotonic() - self.since > self.PATIENCE:
             os._exit(128 + number)
 
-    def leave(self) -> None:
-        """End the run if that was asked for: by Python's own ways, which end with 130 and 143."""
-        if self.stop == signal.SIGINT:
+    def leave(self, number: int | None) -> None:
+        """End the run if a signal asked for that: by Python's own ways, which end with 130 and 143."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.stop is not None:
-            raise SystemExit(128 + self.stop)
+        if number is not None:
+            raise SystemExit(128 + number)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -157,7 +159,8 @@ class ConfigFile(ActionConfigFile):
 
 def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
-    name = os.path.basename(sys.argv[0])
+    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see distributed.py
+    name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if hasattr(signal, "SIGUSR1"):
