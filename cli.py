@@ -186,4 +186,5 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         code = 3
     except KeyboardInterrupt:
         code = 130
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
     sys.exit(code)

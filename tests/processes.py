@@ -50,7 +50,7 @@ class Processes:
 
     def __init__(self, argv: list[list[str]], logs: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train", "torch.distributed.fsdp"])
+        context.set_forkserver_preload(["train", "torch.distributed.fsdp", "torch._dynamo"])
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(REPOSITORY), *sys.path]))  # for that process
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -64,7 +64,7 @@ class Processes:
         for process in self.ranks:
             process.start()
 
-    def wait(self, timeout: float = 300) -> list[Ended]:
+    def wait(self, timeout: float = 3600) -> list[Ended]:
         """What each left, by rank; a process that does not end in time, in seconds, is killed."""
         for process in self.ranks:
             process.join(timeout)
