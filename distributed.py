@@ -22,6 +22,7 @@ with the same number of processes, sharded or not, they do agree to the bit.
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class World:
         for rank, theirs in enumerate(everyone):
             for name, value in theirs.items():
                 if value != everyone[0][name]:
-                    was = f"--{name} {value} on rank {rank}, and {everyone[0][name]} on rank 0"
+                    was = f"{name} {value} on rank {rank}, and {everyone[0][name]} on rank 0"
                     self.end(BadInput(f"{was}: give every machine the same command and data"))
 
     def heard(self, signals: Signals) -> tuple[int | None, bool]:
@@ -197,16 +198,15 @@ def begin() -> Iterator[World]:
     """Meet the processes that torchrun has started, if it was torchrun; ranks but 0 are silent meanwhile.
 
     Raises:
-        RunFailed: if they do not come together.
+        RunFailed: if they do not come together, or one of them is gone.
     """
     given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     world = World(*map(int, given)) if all(given) else ALONE
     try:
         if world.size > 1:
-            try:
-                dist.init_process_group(backends())
-            except (RuntimeError, ValueError) as error:
-                raise RunFailed(f"the processes did not meet: {' '.join(str(error).split())[:200]}") from error
+            before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come
+            dist.init_process_group(backends())
+            signal.signal(signal.SIGTERM, before)
         if world.leads:
             yield world
         else:
@@ -216,6 +216,11 @@ def begin() -> Iterator[World]:
                 contextlib.redirect_stderr(nobody),
             ):
                 yield world
+    except RuntimeError as error:
+        if world.size == 1 or isinstance(error, RunFailed) or not lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        world.end(RunFailed(f"another process of this run has ended: go on with --run.resume true ({reason})"))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -226,10 +231,10 @@ def backends() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an error is that of a collective whose other ranks have ended: they, not this one, know why."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
-    return isinstance(error, RuntimeError) and dist.is_initialized() and any(sign in str(error) for sign in signs)
+def lost(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective which not all ranks came to: those that have ended know why."""
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -53,7 +53,7 @@ from checkpoint import (
     weights_sha256,
 )
 from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
-from distributed import ALONE, World, assembled, begin, lost, reducing, whole
+from distributed import ALONE, World, assembled, begin, reducing, whole
 from evaluate import Autocast, Score, score
 from generate import sample, trial
 from model import ModelConfig, Transformer, shared_sha256
@@ -486,7 +486,7 @@ def train(
     bare, corpus = setup.bare, setup.corpus
     configs["model"] = bare.config  # which knows the vocabulary
     facts = {"data_sha256": corpus.sha256, "precision": setup.precision, "shared_init_sha256": shared_sha256(bare)}
-    given = {f"{part}.{name}": value for part, each in configs.items() for name, value in asdict(each).items()}
+    given = {f"--{part}.{name}": value for part, each in configs.items() for name, value in asdict(each).items()}
     world.refuse_unlike({**given, **facts})
     setup = replace(setup, model=world.spread(bare, setup.device, config.shard, config.compile))
     folder = RunFolder(Path(config.out), configs, config.overwrite, config.resume, facts, world)
@@ -529,8 +529,6 @@ def train(
             ) from error
         if isinstance(error, OSError):
             raise RunFailed(f"{error.strerror or error}: {error.filename or 'the disk'}; {saved}") from error
-        if lost(error):
-            world.end(RunFailed(f"another process of this run has ended; {saved}: go on with --run.resume true"))
         raise
     finally:
         if curves is not None:
@@ -570,7 +568,7 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
             group["lr"] = rate * group["rate"]
         inputs, targets = corpus.batch(step)  # (B, T) each
         loss = gradients(setup.model, inputs, targets, setup.rows_of(inputs), setup.device, setup.autocast, world)
-        norm = whole(nn.utils.get_total_norm([p.grad for p in bare.parameters()]))
+        norm = whole(nn.utils.get_total_norm([p.grad for p in bare.parameters() if p.grad is not None]))
         nn.utils.clip_grads_with_norm_(bare.parameters(), config.grad_clip, norm)
         norm = float(norm)
         finite = math.isfinite(loss) and math.isfinite(norm)

@@ -264,7 +264,7 @@ def test_a_killed_process_ends_the_others_with_one_line_and_torchrun_starts_all_
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     ended = subprocess.run([*torchrun, str(script), *argv], capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
-    assert "another process of this run has ended; the last whole checkpoint is of step 6" in ended.stderr
+    assert "another process of this run has ended: go on with --run.resume true" in ended.stderr
     assert "going on after step 6" in ended.stdout
     assert result(out)["weights_sha256"] == result(finished_on("DDP"))["weights_sha256"]
     assert training(out) == training(finished_on("DDP"))
