@@ -23,6 +23,8 @@ with the same number of processes, sharded or not, they do agree to the bit.
 import contextlib
 import os
 import signal
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from cli import BadInput, RunFailed, Signals
@@ -205,7 +208,7 @@ def begin() -> Iterator[World]:
     try:
         if world.size > 1:
             before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come
-            dist.init_process_group(backends())
+            dist.init_process_group(backends(), store=meet(), rank=world.rank, world_size=world.size)
             signal.signal(signal.SIGTERM, before)
         if world.leads:
             yield world
@@ -224,6 +227,32 @@ def begin() -> Iterator[World]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def meet() -> dist.Store:
+    """A part of torchrun's store that is new to all ranks of this start: through it they tell each other addresses.
+
+    After a restart the store still holds what the ranks before have written, and a rank that is early would look for
+    the others where they were (github.com/pytorch/pytorch/issues/135712). torchrun's own count of restarts does not
+    help, as machines may count differently. So rank 0 makes up a name, and gives it to whoever asks, until all have
+    thanked it by that name: what it finds asked may be of the start before, thanks cannot be.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    name = uuid.uuid4().hex
+    if rank:
+        asking = name
+        store.set(f"asked-by-{rank}", asking)
+        name = store.get(f"answer-to-{asking}").decode()
+        store.set(f"{name}-thanks-{rank}", "")
+    waiting = set(range(1, size)) if rank == 0 else set()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"asked-by-{other}"]):
+                store.set(f"answer-to-{store.get(f'asked-by-{other}').decode()}", name)
+            if store.check([f"{name}-thanks-{other}"]):
+                waiting.remove(other)
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def backends() -> str:
