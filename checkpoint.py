@@ -26,7 +26,7 @@ Of a run on many processes rank 0 writes all of this, every tensor whole, so a c
 were or what they sharded, and any number of them may go on from it, sharded or not.
 
 Going on gives to the bit what never stopping would have given, on the same machine, device, and number of threads and
-processes; elsewhere sums round otherwise, and the figures agree as far as that allows.
+processes, sharded as before; elsewhere sums round otherwise, and the figures agree as far as that allows.
 """
 
 import contextlib

@@ -16,8 +16,8 @@ every one of them computes is what one process does, spread by rows of the batch
                     optimiser state, and gathers a layer's weights for as long as that layer is at work
     what is said    rank 0 alone writes and prints; a failure or a signal on one rank is everyone's
 
-Sums over ranks round otherwise than sums within one, so figures agree as far as float32 allows and not to the bit;
-with the same number of processes, sharded or not, they do agree to the bit.
+Sums over ranks round otherwise than sums within one, so figures agree as far as float32 allows and not to the bit. A
+run that goes on with as many processes as before, sharded as before, is to the bit what it would have been.
 """
 
 import contextlib
