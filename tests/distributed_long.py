@@ -1,4 +1,4 @@
-"""The long form of tests/test_distributed.py, with figures: half an hour on two cores.
+"""The long form of tests/test_distributed.py, with figures: an hour on two busy cores.
 
     .venv/bin/python tests/distributed_long.py            # loss curves, then kills
     .venv/bin/python tests/distributed_long.py --curves_too false --tries 3  # kills alone
