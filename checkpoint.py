@@ -22,9 +22,11 @@ A checkpoint is written under a name with a dot before it, flushed to disk and r
 there, unless the disk damages it later: then its checksums tell. Three are kept: the last, the one before it, and the
 best, the one with the lowest validation loss at a look; an older one is removed once the new one is whole. No place
 in the data is saved, since a batch follows from seed and step, and no state of chance, since nothing else is drawn.
+Of a run on many processes rank 0 writes all of this, every tensor whole, so a checkpoint says nothing of how many there
+were or what they sharded, and any number of them may go on from it, sharded or not.
 
-Going on gives to the bit what never stopping would have given, on the same machine, device and number of threads;
-elsewhere sums round otherwise, and the figures agree as far as that allows.
+Going on gives to the bit what never stopping would have given, on the same machine, device, and number of threads and
+processes, sharded as before; elsewhere sums round otherwise, and the figures agree as far as that allows.
 """
 
 import contextlib
@@ -50,6 +52,7 @@ from tokenizers import Tokenizer
 
 from cli import BadInput
 from data import DataConfig, load_tokenizer
+from distributed import ALONE, World, shard_of, whole
 from model import ModelConfig, Transformer
 from positions import extend_table
 from rope import RopeConfig
@@ -66,7 +69,7 @@ MAY_DIFFER = {
     "model": {"attention"},
     "run": {
         *("out", "name", "micro_batch_size", "eval_every", "save_every", "precision", "device", "threads", "compile"),
-        *("wandb", "overwrite", "resume", "on_nan"),
+        *("shard", "wandb", "overwrite", "resume", "on_nan"),
     },
 }
 
@@ -115,26 +118,32 @@ class Checkpoint:
     optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
 
     def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model."""
-        model.load_state_dict(self.weights)
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-        kept = {i: self.optimizer[name] for i, name in enumerate(order) if name in self.optimizer}
+        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model.
+
+        Of a sharded model each rank takes its shards.
+        """
+        parameters = dict(model.named_parameters())
+        model.load_state_dict({name: shard_of(tensor, parameters[name]) for name, tensor in self.weights.items()})
+        names = {parameter: name for name, parameter in parameters.items()}
+        order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        kept = {
+            i: {
+                key: shard_of(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
+                for key, value in self.optimizer[names[parameter]].items()
+            }
+            for i, parameter in enumerate(order)
+            if names[parameter] in self.optimizer
+        }
         optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def pack(
-    model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any], config: bytes
+    weights: dict[str, torch.Tensor], kept: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], config: bytes
 ) -> dict[str, bytes]:
-    """The files of a checkpoint, by name."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    kept = {
-        names[parameter]: {key: value.cpu() for key, value in values.items()}
-        for parameter, values in optimizer.state.items()
-    }
+    """The files of a checkpoint, by name, from the weights and what the optimiser keeps, by the parameter's name."""
     buffer = io.BytesIO()
     torch.save({"state": state, "optimizer": kept}, buffer)
-    files = {"model.safetensors": pack_weights(model), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
+    files = {"model.safetensors": save(weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
     sums = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()
     }
@@ -283,15 +292,20 @@ def refuse_other_config(path: Path, configs: dict[str, Any]) -> None:
 class RunFolder:
     """The folder of a run that is being trained, which no other process may write meanwhile.
 
+    Of many processes every one has it, and calls the same methods; rank 0 alone reads and writes, and what fails for it
+    fails for all.
+
     Args:
         path: where it will be.
         configs: the sections data, model and run, as dataclasses.
         overwrite: whether a run that is already there may be replaced.
         resume: whether a run that is already there goes on.
         facts: what a resumed run must share with its checkpoint besides the config, by the name in its state.
+        world: the processes of the run.
 
     Attributes:
         last: the checkpoint to go on from, None at step 0.
+        saved: the step of the last checkpoint, 0 if there is none.
 
     Raises:
         BadInput: if another run is there, another process writes it, or the folder cannot be made.
@@ -304,9 +318,15 @@ class RunFolder:
         overwrite: bool,
         resume: bool = False,
         facts: dict[str, Any] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.path = path
-        self.last: Checkpoint | None = None
+        self.path, self.world = path, world
+        self.last: Checkpoint | None = world.lead(self.take, configs, overwrite, resume, facts or {})
+        self.saved = self.last.state["step"] if self.last else 0
+
+    def take(self, configs: dict[str, Any], overwrite: bool, resume: bool, facts: dict[str, Any]) -> Checkpoint | None:
+        """Take the folder, and make it ready; the checkpoint to go on from."""
+        path = self.path
         refuse_taken(path, overwrite, resume)
         # no stand-in where the file system has no locks: that would be a file which outlives its owner
         self.lock = FileLock(path / ".lock", timeout=0, fallback_to_soft=False)
@@ -314,7 +334,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
             refuse_taken(path, overwrite, resume)  # again, now that nobody else writes
-            self.prepare(configs, resume, facts or {})
+            return self.prepare(configs, resume, facts)
         except Timeout as error:
             raise BadInput(
                 f"--run.out {path} is being written by another process: wait until that has ended, or choose another "
@@ -329,24 +349,22 @@ class RunFolder:
             self.lock.release()
             raise
 
-    def prepare(self, configs: dict[str, Any], resume: bool, facts: dict[str, Any]) -> None:
-        """Make the folder ready: as the last whole checkpoint left it, or empty."""
+    def prepare(self, configs: dict[str, Any], resume: bool, facts: dict[str, Any]) -> Checkpoint | None:
+        """Make the folder ready: as the last whole checkpoint, which is returned, left it, or empty."""
+        last = None
         if resume and (self.path / "config.yaml").exists():
             refuse_other_config(self.path, configs)
-            self.last = last_whole(self.path)
-            for name, now in facts.items() if self.last else ():
-                if (was := self.last.state[name]) != now:
+            last = last_whole(self.path)
+            for name, now in facts.items() if last else ():
+                if (was := last.state[name]) != now:
                     raise BadInput(f"--run.resume true: {self.path} was begun with {name} {was}, not {now}")
-            where = (
-                f"going on after step {self.last.state['step']}" if self.last else "no whole checkpoint: from step 0"
-            )
+            where = f"going on after step {last.state['step']}" if last else "no whole checkpoint: from step 0"
             print(f"{self.path}: {where}", flush=True)
-        self.saved = self.last.state["step"] if self.last else 0
-        if self.last:
+        if last:
             for rubbish in (self.path / "checkpoints").glob(".*"):  # of a process that was killed while it wrote
                 shutil.rmtree(rubbish, ignore_errors=True)
             # whatever was logged after the checkpoint will be logged again
-            events = [event for event in read_metrics(self.path) if event["step"] <= self.saved]
+            events = [event for event in read_metrics(self.path) if event["step"] <= last.state["step"]]
             write_whole(self.path / "metrics.jsonl", "".join(json.dumps(event) + "\n" for event in events))
         else:
             for name in FILES:  # only what a run leaves behind: anything else in the folder is the user's
@@ -356,27 +374,34 @@ class RunFolder:
         sections = {name: asdict(config) for name, config in configs.items()}
         sections["run"] |= {"overwrite": False, "resume": False}
         write_whole(self.path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
-        mode = "a" if self.last else "w"
+        mode = "a" if last else "w"
         self.metrics: TextIO = open(self.path / "metrics.jsonl", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
+        return last
 
     def close(self) -> None:
         """Let go of the folder."""
+        if not self.world.leads:
+            return
         with contextlib.suppress(OSError):  # a full disk, which was said at the line that did not fit
             self.metrics.close()
         self.lock.release()
 
     def log(self, step: int, split: str, **values: float) -> None:
         """Add one event to metrics.jsonl. A value that is no finite number becomes null: JSON has no NaN."""
+        if not self.world.leads:
+            return
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def result(self, status: str, **values: Any) -> None:
         """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
+        if not self.world.leads:
+            return
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def checkpoint(self, model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Save the run as it stands, and then remove the checkpoints that are no longer kept.
+        """Save the run as it stands, and then remove the checkpoints that are no longer kept. Every rank calls it.
 
         Args:
             model: whose weights to save.
@@ -388,8 +413,24 @@ class RunFolder:
         """
         if state["step"] == self.saved:
             return
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        weights = {name: self.on_rank_0(tensor) for name, tensor in model.state_dict().items()}
+        kept = {
+            names[parameter]: {key: self.on_rank_0(value) for key, value in values.items()}
+            for parameter, values in optimizer.state.items()
+        }
+        self.world.lead(self.write, weights, kept, state)
+        self.saved = state["step"]
+
+    def on_rank_0(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """A tensor in full on the CPU of rank 0, and nothing elsewhere, where it would only need room."""
+        full = whole(tensor.detach())
+        return full.cpu().contiguous() if self.world.leads else None
+
+    def write(self, weights: dict[str, Any], kept: dict[str, Any], state: dict[str, Any]) -> None:
+        """Write a checkpoint, and then remove those that are no longer kept."""
         folder, step = self.path / "checkpoints", state["step"]
-        files = pack(model, optimizer, state, (self.path / "config.yaml").read_bytes())
+        files = pack(weights, kept, state, (self.path / "config.yaml").read_bytes())
         aside, whole = folder / f".step-{step}", folder / f"step-{step}"
         os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
         try:
@@ -409,7 +450,6 @@ class RunFolder:
         for old in steps_saved(self.path):
             if old not in (step, self.saved, best):
                 self.remove(old)
-        self.saved = step
 
     def remove(self, step: int) -> None:
         """Remove a step's checkpoint, if there is one; renamed first, so that a half-removed one is never read."""
@@ -421,6 +461,10 @@ class RunFolder:
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
         """Write the weights and the tokenizer, and what rope's factors came to where they were learned.
+
+        Args:
+            model: a whole one, not a shard.
+            tokenizer: of the run.
 
         Returns:
             The weights' sha256.

@@ -49,11 +49,14 @@ class Signals:
 
     STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see launch.py
     SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
-    # A cluster may send a stop to compare.py and to its runs, and compare.py hands it on: that makes one stop, not two.
-    PATIENCE = 5.0 if multiprocessing.parent_process() else 0.0  # seconds
+    # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
+    # one stop, not two. In seconds; alone, the second stop counts at once.
+    PATIENCE, ALONE = 5.0, True
 
     def __init__(self) -> None:
         self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
+        begun_by_another = multiprocessing.parent_process() is not None or "LOCAL_RANK" in os.environ  # torchrun's
+        self.alone = self.ALONE and not begun_by_another
         self.before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may say what signals do
@@ -73,16 +76,16 @@ class Signals:
         elif self.stop is None:
             self.stop, self.since = number, time.monotonic()
             if not self.between_steps:
-                self.leave()
-        elif time.monotonic() - self.since >= self.PATIENCE:
+                self.leave(number)
+        elif self.alone or time.monotonic() - self.since >= self.PATIENCE:
             os._exit(128 + number)
 
-    def leave(self) -> None:
-        """End the run if that was asked for: by Python's own ways, which end with 130 and 143."""
-        if self.stop == signal.SIGINT:
+    def leave(self, number: int | None) -> None:
+        """End the run if a signal asked for that: by Python's own ways, which end with 130 and 143."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.stop is not None:
-            raise SystemExit(128 + self.stop)
+        if number is not None:
+            raise SystemExit(128 + number)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -159,7 +162,8 @@ class ConfigFile(ActionConfigFile):
 
 def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
-    name = os.path.basename(sys.argv[0])
+    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see distributed.py
+    name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if hasattr(signal, "SIGUSR1"):
@@ -185,4 +189,5 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         code = 3
     except KeyboardInterrupt:
         code = 130
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
     sys.exit(code)

@@ -94,7 +94,7 @@ class Work:
         queue_again = signal.getsignal(preempted)
         in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         # One stop may come several times: to the whole group of processes, and handed on by who started this one.
-        Signals.PATIENCE = 5.0
+        Signals.ALONE = False
         Signals.STOPS = (signal.SIGINT, preempted) if in_slurm else (signal.SIGINT, signal.SIGTERM, preempted)
         Signals.SAVES = tuple({signal.SIGTERM, signal.SIGUSR1} - set(Signals.STOPS))
         sys.argv = ["compare.py"]  # who speaks in the log

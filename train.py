@@ -14,6 +14,10 @@ A run that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its la
 when the same command is given again with `--run.resume true`, or in short
 
     python train.py --config runs/rope/config.yaml --run.resume true
+
+Started by torchrun, one run is spread over many processes, and computes the same: see distributed.py.
+
+    torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
 """
 
 import hashlib
@@ -49,6 +53,7 @@ from checkpoint import (
     weights_sha256,
 )
 from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
+from distributed import ALONE, World, assembled, begin, reducing, whole
 from evaluate import Autocast, Score, score
 from generate import sample, trial
 from model import ModelConfig, Transformer, shared_sha256
@@ -74,9 +79,9 @@ class RunConfig:
         name: the run's name; the scheme's if not given.
         seed: of first values and of batches.
         steps: optimiser steps.
-        batch_size: rows of one optimiser step.
-        micro_batch_size: rows that go through the model at once; if not given, on a CPU as many as hold 2,048 tokens,
-            elsewhere all.
+        batch_size: rows of one optimiser step, over all processes.
+        micro_batch_size: rows that go through the model at once, in each process; if not given, on a CPU as many as
+            hold 2,048 tokens, elsewhere all.
         learning_rate: AdamW's, at its height.
         embedding_rate: the embedding's rate, as a multiple of the others': a token's row learns only where it occurs.
         schedule: how the rate falls after the warm-up, linear or cosine.
@@ -95,15 +100,18 @@ class RunConfig:
             the weights as they were, counts the step and goes on.
         precision: fp32, bf16 (autocast) or auto, which is bf16 where the hardware has it natively.
         device: cuda, mps, cpu or auto, the first of them there is.
-        threads: of PyTorch on the CPU; its own choice if not given.
+        threads: of PyTorch on the CPU, in each process; if not given, its own choice, or of several processes that
+            torchrun started on one machine each has its part of the cores.
         compile: whether torch.compile makes the model faster; it needs a C++ compiler and takes a minute.
+        shard: whether each of the processes that torchrun started keeps only its part of the weights and of the
+            optimiser's state (FSDP2), not all of it (DDP). The first values are still drawn whole on each.
         wandb: Weights & Biases: offline, online or disabled.
         overwrite: whether a run that is already in the folder is replaced.
         resume: whether a run that is already in the folder goes on from its last whole checkpoint, from step 0 if there
             is none. A finished one is only verified. All options must be those it was begun with but out, name,
-            micro_batch_size, eval_every, save_every, on_nan, device, threads, compile, wandb, model.attention and
-            data.cache, which change where it works and what it shows, and its result by rounding at most. More steps
-            than planned are a new run: see init_from.
+            micro_batch_size, eval_every, save_every, on_nan, device, threads, compile, shard, wandb, model.attention
+            and data.cache, which change where it works and what it shows, and its result by rounding at most, as
+            another number of processes does. More steps than planned are a new run: see init_from.
         init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
             sections data and model lie under files and flags, and so do these of its section run: seed, batch_size, a
             third of learning_rate, embedding_rate, schedule, final_rate, warmup, weight_decay, beta1, beta2,
@@ -140,6 +148,7 @@ class RunConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     threads: int | None = None
     compile: bool = False
+    shard: bool = False
     wandb: Literal["offline", "online", "disabled"] = "offline"
     overwrite: bool = False
     resume: bool = False
@@ -334,30 +343,41 @@ def learning_rate(step: int, config: RunConfig) -> float:
 
 
 def gradients(
-    model: nn.Module, inputs: Tensor, targets: Tensor, rows: int, device: torch.device, autocast: Autocast
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    rows: int,
+    device: torch.device,
+    autocast: Autocast,
+    world: World = ALONE,
 ) -> float:
     """Add the gradient of the batch's mean loss, `rows` rows at a time, and return that loss, nats per scored target.
 
-    Every part is divided by the scored targets of the whole batch, so the sum over parts is the mean over targets.
+    Every part is divided by the scored targets of the whole batch, so the sum over parts, and over the processes that
+    have parts of the batch, is the mean over targets.
     """
     scored, total = int((targets != -100).sum()), 0.0
-    for x, y in zip(inputs.to(device).split(rows), targets.to(device).split(rows), strict=True):  # (rows, T) each
-        with autocast():
-            logits = model(x)  # (rows, T, V)
-            loss = (
-                F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum") / scored
-            )
-        loss.backward()
+    parts = world.parts(inputs, targets, rows)
+    for i, part in enumerate(parts, 1):
+        x, y = (each.to(device) for each in part)  # (rows, T) each
+        with reducing(model, now=i == len(parts)):
+            with autocast():
+                logits = model(x)  # (rows, T, V)
+                nats = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
+                loss = nats / scored
+            loss.backward()
         total += loss.item()
-    return total
+    return world.sum(total)[0]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
-    _, data_config, model_config, config = parse(argv, make_parser("train.py", __doc__.split("\n\n")[0]))
-    if model_config.position != "rope" and model_config.rope != RopeConfig():
-        warnings.warn(f"--model.rope.* means nothing to --model.position {model_config.position}", stacklevel=2)
-    return train(data_config, model_config, config)
+    with begin() as world:
+        parser = make_parser("train.py", __doc__.split("\n\n")[0])
+        _, data_config, model_config, config = world.together(parse, argv, parser)
+        if model_config.position != "rope" and model_config.rope != RopeConfig():
+            warnings.warn(f"--model.rope.* means nothing to --model.position {model_config.position}", stacklevel=2)
+        return train(data_config, model_config, config, world)
 
 
 @dataclass(frozen=True)
@@ -366,57 +386,78 @@ class Setup:
 
     config: RunConfig
     bare: Transformer
-    model: nn.Module  # bare, or bare compiled
+    model: nn.Module  # bare, or what trains it: compiled, or on many processes
     corpus: data.Corpus
     device: torch.device
     precision: str
     autocast: Autocast
     rows: int  # that go through the model at once
+    world: World
 
     def rows_of(self, inputs: Tensor) -> int:
         """How many rows of a batch go through the model at once: more where a task's episodes are short."""
         return self.rows * max(1, len(inputs) // self.config.batch_size)
 
     def look(self, split: str, count: int | None = None) -> Score:
-        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
+        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training.
+
+        Each process scores its rows of every batch of windows.
+        """
         self.model.eval()
-        windows = self.corpus.windows(split, self.bare.config.seq_len, count)
-        result = score(self.model, windows, self.corpus.token_bytes, self.device, self.autocast)
+        # a sharded model as any function of tokens: a cache, which long windows would go through, cannot be sharded
+        model = (lambda tokens: self.model(tokens)) if self.config.shard else self.model
+        batches = self.corpus.windows(split, self.bare.config.seq_len, count)
+        windows = (part for batch in batches for part in self.world.parts(*batch, rows=len(batch[0])))
+        result = score(model, windows, self.corpus.token_bytes, self.device, self.autocast)
         self.model.train()
-        return result
+        nats, *counts = self.world.sum(result.nats, result.targets, result.bytes, result.right)
+        return Score(nats, *map(int, counts))
 
     def rehearse(self, steps: int) -> float:
         """Seconds that steps will take, from one forward and backward pass, warmed up. Nothing of it stays."""
         inputs, targets = self.corpus.batch(0)  # (B, T) each
         rows = self.rows_of(inputs)
-        inputs, targets = inputs[:rows], targets[:rows]
+        inputs, targets = inputs[: rows * self.world.size], targets[: rows * self.world.size]
         for _ in range(2):
             began = time.perf_counter()
-            gradients(self.model, inputs, targets, rows, self.device, self.autocast)
+            gradients(self.model, inputs, targets, rows, self.device, self.autocast, self.world)
             seconds = time.perf_counter() - began
         self.model.zero_grad(set_to_none=True)
-        return seconds * steps * self.config.batch_size / self.rows
+        return seconds * steps * max(1, self.config.batch_size / (self.rows * self.world.size))
 
 
-def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig) -> dict[str, Any]:
-    """Train one model into its run folder, and return what its result.json says.
+def begun(configs: dict[str, Any], old: Run | None) -> dict[str, Any] | None:
+    """What result.json says, if the run to resume is finished.
 
     Raises:
-        BadInput: for what cannot be done; nothing is written then.
-        RunFailed: when the loss is no longer finite, or memory or space runs out; checkpoints and what was logged stay.
-        KeyboardInterrupt, SystemExit: when the run was told to stop; it has finished its step and saved.
+        BadInput: if the run folder is taken, or the run in it was begun otherwise.
     """
-    old = load_start(config.init_from) if config.init_from else None
+    config = configs["run"]
     if old and Path(config.out).resolve() == old.path.resolve():
         raise BadInput(f"--run.out {config.out} holds the run that --run.init_from starts from: name another folder")
     refuse_taken(Path(config.out), config.overwrite, config.resume)
-    if config.resume:
-        refuse_other_config(Path(config.out), {"data": data_config, "model": model_config, "run": config})
-        if result := verified(Path(config.out)):
-            return result
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
+    if not config.resume:
+        return None
+    refuse_other_config(Path(config.out), configs)
+    return verified(Path(config.out))
+
+
+def prepare(
+    data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig, old: Run | None, world: World
+) -> Setup:
+    """All that a run works with, on one of its processes.
+
+    Raises:
+        BadInput: for what cannot be done.
+    """
+    if config.batch_size < world.size:
+        raise BadInput(
+            f"--run.batch_size {config.batch_size} is below the {world.size} processes, and each needs a row: raise "
+            "it, or start fewer"
+        )
+    if threads := world.threads(config.threads):
+        torch.set_num_threads(threads)
+    device = world.own(pick_device(config.device))
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
     if old:
@@ -428,12 +469,31 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
     if old:
         start_from(old, bare, config.extend_learned)
     bare.to(device)
-    model = torch.compile(bare) if config.compile else bare
-    setup = Setup(config, bare, model, corpus, device, precision, autocast, rows)
+    return Setup(config, bare, bare, corpus, device, precision, autocast, rows, world)
 
+
+def train(
+    data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig, world: World = ALONE
+) -> dict[str, Any]:
+    """Train one model into its run folder, and return what its result.json says.
+
+    Raises:
+        BadInput: for what cannot be done; nothing is written then.
+        RunFailed: when the loss is no longer finite, or memory or space runs out; checkpoints and what was logged stay.
+        KeyboardInterrupt, SystemExit: when the run was told to stop; it has finished its step and saved.
+    """
     configs = {"data": data_config, "model": model_config, "run": config}
-    facts = {"data_sha256": corpus.sha256, "precision": precision, "shared_init_sha256": shared_sha256(bare)}
-    folder = RunFolder(Path(config.out), configs, config.overwrite, config.resume, facts)
+    old = world.together(load_start, config.init_from) if config.init_from else None
+    if result := world.lead(begun, configs, old):
+        return result
+    setup = world.together(prepare, data_config, model_config, config, old, world)
+    bare, corpus = setup.bare, setup.corpus
+    configs["model"] = bare.config  # which knows the vocabulary
+    facts = {"data_sha256": corpus.sha256, "precision": setup.precision, "shared_init_sha256": shared_sha256(bare)}
+    given = {f"--{part}.{name}": value for part, each in configs.items() for name, value in asdict(each).items()}
+    world.refuse_unlike({**given, **facts})
+    setup = replace(setup, model=world.spread(bare, setup.device, config.shard, config.compile))
+    folder = RunFolder(Path(config.out), configs, config.overwrite, config.resume, facts, world)
     state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0, "looked": 0.0}
     state |= facts
     if old:
@@ -442,13 +502,16 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
         state |= folder.last.state
     curves, status, signals = None, "failed", Signals()
     try:
-        folder.result("running", **state)
+        folder.result("running", **state, **ranks(setup))
         print(plan(setup, state), flush=True)
         everything = {name: asdict(part) for name, part in configs.items()}
-        curves = Curves(config.wandb, folder.path, config.name, everything, state.get("wandb_id"))
+        curves = Curves(
+            config.wandb if world.leads else "disabled", folder.path, config.name, everything, state.get("wandb_id")
+        )
         state["wandb_id"] = curves.run_id
         outcome = fit(setup, folder, curves, signals, state)
-        outcome["weights_sha256"] = folder.save(bare, corpus.tokenizer)
+        setup = replace(setup, bare=assembled(bare))
+        outcome["weights_sha256"] = world.lead(folder.save, setup.bare, corpus.tokenizer)
         folder.result("finished", **outcome)
         status = "finished"
     except BaseException as error:
@@ -462,11 +525,11 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if out_of_memory:  # the CPU's has no class of its own
             shape = ", ".join(
-                f"--model.{name} {getattr(model_config, name)}" for name in ("seq_len", "d_model", "n_layer")
+                f"--model.{name} {getattr(bare.config, name)}" for name in ("seq_len", "d_model", "n_layer")
             )
             raise RunFailed(
-                f"out of memory with {rows} rows at once: try a smaller --run.micro_batch_size with --run.resume true "
-                f"({saved}), or a smaller model: {shape}"
+                f"out of memory with {setup.rows} rows at once: try a smaller --run.micro_batch_size with "
+                f"--run.resume true ({saved}), or a smaller model: {shape}"
             ) from error
         if isinstance(error, OSError):
             raise RunFailed(f"{error.strerror or error}: {error.filename or 'the disk'}; {saved}") from error
@@ -476,7 +539,8 @@ def train(data_config: data.DataConfig, model_config: ModelConfig, config: RunCo
             curves.finish(exit_code=int(status != "finished"))
         folder.close()
         signals.let_go()
-    print(closing(setup, outcome), flush=True)
+    if world.leads:
+        print(closing(setup, outcome), flush=True)
     return {"status": status, **outcome}
 
 
@@ -487,7 +551,7 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
         RunFailed: at the step whose loss or gradient is no longer finite; its weights are not updated.
         KeyboardInterrupt, SystemExit: after the step, and its checkpoint, in which the run was told to stop.
     """
-    config, corpus, bare = setup.config, setup.corpus, setup.bare
+    config, corpus, bare, world = setup.config, setup.corpus, setup.bare, setup.world
     optimizer = make_optimizer(bare, config, setup.device)
     if folder.last:
         folder.last.restore(bare, optimizer)
@@ -507,14 +571,16 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         inputs, targets = corpus.batch(step)  # (B, T) each
-        loss = gradients(setup.model, inputs, targets, setup.rows_of(inputs), setup.device, setup.autocast)
-        norm = float(nn.utils.clip_grad_norm_(bare.parameters(), config.grad_clip))
+        loss = gradients(setup.model, inputs, targets, setup.rows_of(inputs), setup.device, setup.autocast, world)
+        norm = whole(nn.utils.get_total_norm([p.grad for p in bare.parameters() if p.grad is not None]))
+        nn.utils.clip_grads_with_norm_(bare.parameters(), config.grad_clip, norm)
+        norm = float(norm)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             optimizer.step()
         elif config.on_nan == "stop":
             folder.log(step + 1, "train", loss=loss, grad_norm=norm)
-            raise RunFailed(not_finite(loss, norm, step, config, folder))
+            world.end(RunFailed(not_finite(loss, norm, step, config, folder)))
         else:
             state["skipped"] += 1
             tqdm.write(f"  step {step + 1:>5}  skipped: the loss is {loss:g} and the gradient's norm {norm:g}")
@@ -546,21 +612,22 @@ def fit(setup: Setup, folder: RunFolder, curves: Curves, signals: Signals, state
             )
             if best := val.loss < state.get("best", {"loss": math.inf})["loss"]:
                 state["best"] = {"step": step + 1, "loss": val.loss}
-        if best or last or signals.save or signals.stop or (step + 1) % config.save_every == 0:
+        stop, save = world.heard(signals)
+        if best or last or save or stop or (step + 1) % config.save_every == 0:
             signals.save = False
             folder.checkpoint(bare, optimizer, state)
-        signals.leave()
+        signals.leave(stop)
     signals.between_steps = False
-    signals.leave()
+    signals.leave(world.heard(signals)[0])
 
     seconds = time.perf_counter() - start
     val, test = setup.look("validation"), setup.look("test")
     if not math.isfinite(val.loss):
-        raise RunFailed(
-            f"the validation loss is {val.loss:g} after the last step, {state['skipped']} steps were skipped"
-        )
+        why = f"the validation loss is {val.loss:g} after the last step, {state['skipped']} steps were skipped"
+        world.end(RunFailed(why))
     return {
         **state,
+        **ranks(setup),
         "parameters": sum(p.numel() for p in bare.parameters()),
         "position_parameters": sum(p.numel() for p in bare.position.parameters()),
         "val_loss": val.loss,
@@ -600,6 +667,16 @@ def beside(bits_per_byte: float, accuracy: float | None) -> str:
     return f"{accuracy:.3f} of the tokens right" if math.isnan(bits_per_byte) else f"{bits_per_byte:.4f} bits per byte"
 
 
+def ranks(setup: Setup) -> dict[str, Any]:
+    """What result.json says of the processes of a run that has several: how many, and whose rows of a batch are whose.
+
+    Rows are counted from 0, from the first up to the one before the second number.
+    """
+    if setup.world.size == 1:
+        return {}
+    return {"processes": setup.world.size, "rows_by_rank": setup.world.shares(setup.config.batch_size)}
+
+
 def plan(setup: Setup, state: dict[str, Any]) -> str:
     """What the run is about to do, for the screen."""
     config, shape, corpus = setup.config, setup.bare.config, setup.corpus
@@ -608,6 +685,9 @@ def plan(setup: Setup, state: dict[str, Any]) -> str:
     first, shared = batch_sha256(b"", *corpus.batch(0)).hex(), state["shared_init_sha256"]
     minutes, rest = divmod(round(setup.rehearse(config.steps - state["step"])), 60)
     epochs = tokens / len(corpus.tokens("train"))
+    shares = "; ".join(
+        f"{rank}: rows {a} to {b - 1}" for rank, (a, b) in enumerate(setup.world.shares(config.batch_size))
+    )
     lines = [
         f"{config.name} -> {config.out}" + (f", from the weights of {config.init_from}" if config.init_from else ""),
         f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} layers, "
@@ -617,7 +697,9 @@ def plan(setup: Setup, state: dict[str, Any]) -> str:
         + ("no episode twice" if isinstance(corpus, TaskCorpus) else f"{epochs:.1f} epochs")
         + f"; rate {config.learning_rate:g}, seed {config.seed}",
         f"machine  {setup.device.type}, {torch.get_num_threads()} threads, {setup.precision}"
-        + (", compiled" if config.compile else ""),
+        + (", compiled" if config.compile else "")
+        + (", sharded" if config.shard else ""),
+        *([f"ranks    {shares}"] if setup.world.size > 1 else []),
         f"hashes   shared first weights {shared[:12]}, first batch {first[:12]}, data {corpus.sha256[:12]}",
         f"time     about {minutes} min {rest} s of training",
     ]

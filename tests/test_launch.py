@@ -33,7 +33,7 @@ def no_pictures(monkeypatch) -> None:
 @pytest.fixture
 def signals_as_they_were(monkeypatch) -> None:
     """A job is made for a process of its own: here the next test must not feel what it does to signals."""
-    for name in ("STOPS", "SAVES", "PATIENCE"):
+    for name in ("STOPS", "SAVES", "ALONE"):
         monkeypatch.setattr(Signals, name, getattr(Signals, name))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}

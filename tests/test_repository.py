@@ -114,7 +114,7 @@ def test_every_library_that_is_imported_is_a_direct_dependency():
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
-    ours = {path.stem for pattern in ("*.py", "results/*.py") for path in REPOSITORY.glob(pattern)}
+    ours = {path.stem for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)}
     for path in [path for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)]:
         for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
             is_standard = name in sys.stdlib_module_names
@@ -141,7 +141,8 @@ def commands_of(text: str) -> list[list[str]]:
 README = REPOSITORY / "README.md"
 COMMANDS = commands_of(README.read_text(encoding="utf-8") if README.exists() else "")
 PYTHON = [words[1:] for words in COMMANDS if Path(words[0]).name in ("python", "python3") and words[1].endswith(".py")]
-OURS = [words for words in PYTHON if words[0] in MAIN]
+TORCHRUN = [words[words.index("train.py") :] for words in COMMANDS if "torchrun" in words]  # what each process is given
+OURS = [words for words in PYTHON + TORCHRUN if words[0] in MAIN]
 
 
 def test_commands_are_found_among_prompts_comments_and_variables():
@@ -169,6 +170,7 @@ python = 3
 
 def test_the_readme_has_commands():
     assert set(MAIN) <= {words[0] for words in PYTHON}
+    assert len(TORCHRUN) >= 4
     assert ["make", "compare"] in COMMANDS
     assert ["make", "test"] in COMMANDS
 

@@ -656,7 +656,7 @@ def test_a_second_stop_exits_at_once(small, tmp_path, monkeypatch):
 
 
 def test_a_stop_that_reaches_a_run_of_a_comparison_twice_is_one(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.Signals, "PATIENCE", 5.0)  # as in a process that compare.py started
+    monkeypatch.setattr(cli.Signals, "ALONE", False)  # as in a process that compare.py started
     monkeypatch.setattr(cli.os, "_exit", lambda code: pytest.fail("left at once"))
     at_step(monkeypatch, 5, send(signal.SIGTERM, signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:

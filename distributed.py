@@ -1,0 +1,328 @@
+"""One run on many processes, which compute the same as one process would.
+
+    torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
+    torchrun --nproc_per_node=2 train.py --config configs/rope.yaml --run.shard true
+
+torchrun starts the same program several times. Each of these processes is a rank: it knows its number and how many
+there are, and meets the others in collectives, calls that every rank has to make, such as a sum over all ranks. What
+every one of them computes is what one process does, spread by rows of the batch:
+
+    the batch       every rank makes the whole batch of a step, a pure function of (seed, step), and takes its rows
+    the loss        the sum over a rank's targets, divided by the scored targets of the whole batch; then the sum of
+                    these over ranks is the mean over the batch, however many targets each rank has
+    the gradient    is summed over ranks too, never averaged, once a step; DDP and FSDP average, unless told otherwise
+    the update      follows from the summed gradient, and is the same on every rank. With DDP (1 in 2006.15704) each
+                    rank keeps all weights. With FSDP (2304.11277) each keeps a shard of every weight and of its
+                    optimiser state, and gathers a layer's weights for as long as that layer is at work
+    what is said    rank 0 alone writes and prints; a failure or a signal on one rank is everyone's
+
+Sums over ranks round otherwise than sums within one, so figures agree as far as float32 allows and not to the bit. A
+run that goes on with as many processes as before, sharded as before, is to the bit what it would have been.
+"""
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from cli import BadInput, RunFailed, Signals
+from model import Transformer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a process stands among those of its run. By itself it is rank 0 of 1, and every method is what it says.
+
+    Args:
+        rank: its number among all, from 0.
+        size: how many there are.
+        local_rank: its number on its machine.
+        local_size: how many are on its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    # ---- doing things alone and together -----------------------------------------------------------------------------
+
+    def lead(self, do: Callable[..., T], *args: Any) -> T:
+        """Let rank 0 alone do something, and give every rank what came out of it. If it fails, all fail."""
+        if self.size == 1:
+            return do(*args)
+        result = self.together(do if self.leads else lambda *_: None, *args)
+        box = [result]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def together(self, do: Callable[..., T], *args: Any) -> T:
+        """Let every rank do something by itself, which calls no collective. If it fails on one rank, it does on all.
+
+        Raises:
+            BadInput: and whatever else it raised, here or on another rank; only rank 0 raises what the others know too.
+        """
+        if self.size == 1:
+            return do(*args)
+        result, error = None, None
+        try:
+            result = do(*args)
+        except Exception as caught:  # the others must hear of it, or they would wait for this one
+            error = caught
+        failed: list[tuple[bool, str] | None] = [None] * self.size
+        dist.all_gather_object(failed, error and (isinstance(error, BadInput), str(error) or type(error).__name__))
+        first = next((rank for rank, each in enumerate(failed) if each), None)
+        if first is None:
+            return result
+        if error and (self.leads or not isinstance(error, BadInput | RunFailed | OSError | MemoryError)):
+            raise error
+        is_input, text = failed[first]
+        self.end((BadInput if is_input else RunFailed)(f"on rank {first}: {text}"))
+
+    def end(self, error: BadInput | RunFailed) -> NoReturn:
+        """Raise an error that every rank has met: rank 0 says it, the others leave in silence with its exit code."""
+        if self.leads:
+            raise error
+        raise SystemExit(2 if isinstance(error, BadInput) else 3)
+
+    def refuse_unlike(self, facts: dict[str, Any]) -> None:
+        """Refuse to train on ranks that were not given the same: each would work at another run.
+
+        Raises:
+            BadInput: naming the first fact that differs.
+        """
+        if self.size == 1:
+            return
+        everyone: list[dict[str, Any]] = [{}] * self.size
+        dist.all_gather_object(everyone, facts)
+        for rank, theirs in enumerate(everyone):
+            for name, value in theirs.items():
+                if value != everyone[0][name]:
+                    was = f"{name} {value} on rank {rank}, and {everyone[0][name]} on rank 0"
+                    self.end(BadInput(f"{was}: give every machine the same command and data"))
+
+    def heard(self, signals: Signals) -> tuple[int | None, bool]:
+        """Which signal asked any rank to stop, and whether any was asked to save: what all of them then do."""
+        if self.size == 1:
+            return signals.stop, signals.save
+        asked = torch.tensor([signals.stop or 0, signals.save])
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        stop, save = asked.tolist()
+        return stop or None, bool(save)
+
+    # ---- rows and sums -----------------------------------------------------------------------------------------------
+
+    def shares(self, n: int) -> list[tuple[int, int]]:
+        """Every rank's rows of n, from the first up to the one before the second number: as many each, or one more."""
+        return [(rank * n // self.size, (rank + 1) * n // self.size) for rank in range(self.size)]
+
+    def parts(self, inputs: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """This rank's share of a batch, (B, T) each, in parts of at most `rows` rows, as many parts on every rank.
+
+        A sharded model needs all ranks for each pass, so a rank that has fewer rows than others takes part with a row
+        that scores nothing: it adds 0 to the loss and to the gradient.
+        """
+        start, stop = self.shares(len(inputs))[self.rank]
+        cuts = [slice(i, min(i + rows, stop)) for i in range(start, stop, rows)]
+        parts = [(inputs[cut], targets[cut]) for cut in cuts]
+        largest = -(-len(inputs) // self.size)  # rows
+        idle = inputs[:1], torch.full_like(targets[:1], -100)
+        return parts + [idle] * (-(-largest // rows) - len(parts))
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums of some numbers over all ranks, in float64."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    # ---- machines and models -----------------------------------------------------------------------------------------
+
+    def own(self, device: torch.device) -> torch.device:
+        """This rank's device of a kind: each has a GPU of its own.
+
+        Raises:
+            BadInput: if there is none for it.
+        """
+        if self.size == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda":
+            raise BadInput(f"--run.device {device.type} serves one process alone: use --run.device cpu")
+        if self.local_rank >= (there := torch.cuda.device_count()):
+            raise BadInput(f"torchrun's --nproc_per_node {self.local_size} is more than the {there} GPUs of a machine")
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def threads(self, asked: int | None) -> int | None:
+        """How many threads PyTorch takes on the CPU: those asked for, or a rank's part of its machine's cores."""
+        if asked is None and self.local_size > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own choice
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return max(1, cores // self.local_size)
+        return asked
+
+    def spread(self, bare: Transformer, device: torch.device, shard: bool, compile: bool) -> nn.Module:
+        """The model to train with, whose gradients are summed over ranks: by DDP, or if it is sharded by FSDP.
+
+        Sharding changes `bare` itself: its parameters become this rank's shards, under the same names.
+        """
+        if shard:
+            return sharded(bare, self, device, compile)
+        model = torch.compile(bare) if compile else bare
+        if self.size == 1:
+            return model
+        model = DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device])
+        model.register_comm_hook(None, sum_over_ranks)
+        return model
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def begin() -> Iterator[World]:
+    """Meet the processes that torchrun has started, if it was torchrun; ranks but 0 are silent meanwhile.
+
+    Raises:
+        RunFailed: if they do not come together, or one of them is gone.
+    """
+    given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    world = World(*map(int, given)) if all(given) else ALONE
+    try:
+        if world.size > 1:
+            before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come
+            dist.init_process_group(backends(), store=meet(), rank=world.rank, world_size=world.size)
+            signal.signal(signal.SIGTERM, before)
+        if world.leads:
+            yield world
+        else:
+            with (
+                open(os.devnull, "w") as nobody,
+                contextlib.redirect_stdout(nobody),
+                contextlib.redirect_stderr(nobody),
+            ):
+                yield world
+    except RuntimeError as error:
+        if world.size == 1 or isinstance(error, RunFailed) or not lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        world.end(RunFailed(f"another process of this run has ended: go on with --run.resume true ({reason})"))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def meet() -> dist.Store:
+    """A part of torchrun's store that is new to all ranks of this start: through it they tell each other addresses.
+
+    After a restart the store still holds what the ranks before have written, and a rank that is early would look for
+    the others where they were (github.com/pytorch/pytorch/issues/135712). torchrun's own count of restarts does not
+    help, as machines may count differently. So rank 0 makes up a name, and gives it to whoever asks, until all have
+    thanked it by that name: what it finds asked may be of the start before, thanks cannot be.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    name = uuid.uuid4().hex
+    if rank:
+        asking = name
+        store.set(f"asked-by-{rank}", asking)
+        name = store.get(f"answer-to-{asking}").decode()
+        store.set(f"{name}-thanks-{rank}", "")
+    waiting = set(range(1, size)) if rank == 0 else set()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"asked-by-{other}"]):
+                store.set(f"answer-to-{store.get(f'asked-by-{other}').decode()}", name)
+            if store.check([f"{name}-thanks-{other}"]):
+                waiting.remove(other)
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
+
+
+def backends() -> str:
+    """What carries collectives: gloo between CPUs, so also all that ranks agree on, and nccl between GPUs."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective which not all ranks came to: those that have ended know why."""
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+
+
+def sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DDP does with a bucket of gradients in place of its mean: each rank's loss is a part of one mean already.
+
+    Multiplying the loss by the number of ranks would undo DDP's division, but not to the bit for 3 ranks or 5.
+    """
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+def sharded(bare: Transformer, world: World, device: torch.device, compile: bool) -> Transformer:
+    """A model whose every parameter is split by its first dimension, a shard on each rank (FSDP2).
+
+    Each block is gathered by itself, so that one block's weights are whole at a time; the rest, embedding, norm and
+    position, belongs to the model. It works with one rank too, which then holds one shard of everything.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # here and not above: it takes seconds
+
+    if not dist.is_initialized():  # no torchrun: a group of one
+        dist.init_process_group(backends(), store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(device.type, (world.size,))
+    for part in (*bare.blocks, bare):
+        if compile and part is not bare:
+            part.compile()
+        # Shards again after each pass, the model's own too: outside of it a parameter is always this rank's shard.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        part.set_gradient_divide_factor(1.0)  # a sum over ranks, as above
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    return bare
+
+
+def reducing(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """The context of one pass of several: gradients add up on each rank, and are summed over ranks in the last one."""
+    if isinstance(model, DistributedDataParallel):
+        return nullcontext() if now else model.no_sync()
+    if hasattr(model, "set_requires_gradient_sync"):  # FSDP's
+        model.set_requires_gradient_sync(now)
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this rank may hold a shard. Every rank has to call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # DTensor's; its import takes seconds
+
+
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as this rank holds another one of its shape: its shard of it, or all. No rank waits for others."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def assembled(bare: Transformer) -> Transformer:
+    """A model that needs no other rank: itself, or of a sharded one a whole copy. Every rank has to call it."""
+    if not hasattr(bare, "set_requires_gradient_sync"):
+        return bare
+    copy = Transformer(bare.config).to(bare.embedding.weight.device)
+    copy.load_state_dict({name: whole(tensor) for name, tensor in bare.state_dict().items()})
+    return copy
