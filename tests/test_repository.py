@@ -109,7 +109,7 @@ def test_every_library_that_is_imported_is_a_direct_dependency():
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
-    ours = {path.stem for pattern in ("*.py", "results/*.py") for path in REPOSITORY.glob(pattern)}
+    ours = {path.stem for pattern in ("*.py", "results/*.py", "tests/*.py") for path in REPOSITORY.glob(pattern)}
     for path in [path for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)]:
         for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
             is_standard = name in sys.stdlib_module_names
