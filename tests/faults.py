@@ -326,10 +326,7 @@ def wandb_on_a_full_disk(count: Count, mount: Path) -> dict[str, int]:
     for n, kilobytes in enumerate((4, 40, 120)):
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", mount], check=True)
         folder = WORK[0] / f"wandb-full-{n}"
-        folder.mkdir()
         argv = command(folder, "rope", "--run.wandb", "offline", "--data.cache", str(WORK[0] / "room-cache"))
-        (folder / "config.yaml").touch()  # a run's folder, so that a link in it is a run's too
-        (folder / "config.yaml").unlink()
         hook = (
             "import checkpoint, pathlib, os; f = checkpoint.RunFolder.prepare\n"
             'def prepare(self, *a):\n f(self, *a); os.symlink(os.environ["SMALL"], self.path / "wandb")\n'
@@ -581,7 +578,7 @@ def in_a_namespace(count: Count) -> int | str:
     folder = WORK[0] / "namespace"
     folder.mkdir()
     trace = folder / "trace"
-    outside = ["unshare", "--map-root-user", "--net"]
+    outside = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     watch = ["strace", "-f", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
     if subprocess.run([*outside, *watch, "true"], capture_output=True).returncode:
         return "skipped: there is no unshare, or no strace, that may"
@@ -624,8 +621,10 @@ def table(figures: dict[str, Any]) -> str:
     """What docs/reliability.md says of the campaigns: promise, how it is tested, tries, losses."""
     rows = ["| promise | how it is tested | tries | losses |", "| --- | --- | ---: | ---: |"]
     for name, promise in PROMISES.items():
-        one = figures[name]
-        rows.append(f"| {promise} | {tested(name, one)} | {one['tries']:,} | {one['losses']} |")
+        one = figures.get(name)  # none: it has not been run yet
+        form = "short form so far: " if one and one["form"] == "short" else ""
+        how = form + tested(name, one) if one else "not run yet"
+        rows.append(f"| {promise} | {how} | {one['tries'] if one else 0:,} | {one['losses'] if one else 'unknown'} |")
     return "\n".join(rows)
 
 
@@ -641,9 +640,7 @@ def tested(name: str, one: dict[str, Any]) -> str:
             f"{one['after a first checkpoint']} of them after a first checkpoint; by phase {listed(one['phases'])}"
         )
     if name == "damage":
-        return (
-            f"one bit of every byte of {one['files']} files ({one['bytes']:,} bytes) and more: {listed(one['kinds'])}"
-        )
+        return f"{one['files']} files of {one['bytes']:,} bytes: {listed(one['kinds'])}"
     if name == "writes":
         disk = one.get("full disk", "skipped")
         disk = listed(disk) if isinstance(disk, dict) else disk
@@ -732,6 +729,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 count.more["stopped"], stop = "before it was through", error
             figures[name] = {
                 **count.as_json(),
+                "form": "short" if asked.short else "long",
                 "seed": asked.seed,
                 "seconds": round(time.monotonic() - began),
                 "CPU seconds": round(sum(os.times()[:4]) - cpu),

@@ -1,8 +1,8 @@
 """A run that can be watched and struck: what tests/faults.py does its campaigns with.
 
 A try is a process forked from this one, which has imported everything already, so it costs a fraction of a second. What
-a try does it does to itself, by a hook on the functions of train.py and on the calls that change files, or it is killed
-from here at a random moment. Two runs that are the same have equal weights, metrics and results, to the bit.
+a try does it does to itself, by a hook on the functions of train.py and on the calls that change files, or its parent
+kills it at a random moment. Two runs that are the same have equal weights, metrics and results, to the bit.
 """
 
 import builtins
