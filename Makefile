@@ -27,6 +27,14 @@ results: .venv/ready ## lengths, scalings, tuning, bases, retrieval: remake resu
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
+faults: .venv/ready ## try to break a run: kill, damage, refuse, interrupt; remake results/faults.json and its table (half an hour)
+	$(BIN)/python tests/faults.py --publish true $(ARGS)
+
+audit: .venv/ready ## known weaknesses of the pinned libraries, by pip-audit in an environment of its own (needs the network)
+	test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit; }
+	$(BIN)/python -m pip freeze --exclude-editable > .cache/audit/frozen.txt
+	.cache/audit/bin/pip-audit --no-deps --disable-pip -r .cache/audit/frozen.txt
+
 lint: .venv/ready ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +43,4 @@ clean: ## remove runs' caches and what tools left, not runs/ and not .venv
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup compare sweep results test lint clean
+.PHONY: help setup compare sweep results test faults audit lint clean

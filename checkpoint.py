@@ -36,6 +36,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -47,7 +48,7 @@ from typing import Any, TextIO
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from tokenizers import Tokenizer
 
 from cli import BadInput
@@ -57,9 +58,10 @@ from model import ModelConfig, Transformer
 from positions import extend_table
 from rope import RopeConfig
 
+# What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
 FILES = (
-    *("config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "result.json", "lengths.json"),
-    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb", "checkpoints"),
+    *("result.json", "checkpoints", "metrics.jsonl", "model.safetensors", "tokenizer.json", "lengths.json"),
+    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb"),
 )
 
 # A resumed run may change these: they say where it works and what it shows, and touch its result by rounding at most.
@@ -103,6 +105,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a file is one of write_whole's, not renamed yet or never."""
+    return re.fullmatch(rf"\.({'|'.join(map(re.escape, (*FILES, 'config.yaml')))})\.\d+", path.name) is not None
 
 
 class Damaged(ValueError):
@@ -360,16 +367,30 @@ class RunFolder:
                     raise BadInput(f"--run.resume true: {self.path} was begun with {name} {was}, not {now}")
             where = f"going on after step {last.state['step']}" if last else "no whole checkpoint: from step 0"
             print(f"{self.path}: {where}", flush=True)
+        for rubbish in filter(is_aside, self.path.iterdir()):  # of a process that was killed while it wrote
+            rubbish.unlink()
+        logged = ""
         if last:
-            for rubbish in (self.path / "checkpoints").glob(".*"):  # of a process that was killed while it wrote
+            for rubbish in (self.path / "checkpoints").glob(".*"):  # of the same
                 shutil.rmtree(rubbish, ignore_errors=True)
             # whatever was logged after the checkpoint will be logged again
-            events = [event for event in read_metrics(self.path) if event["step"] <= last.state["step"]]
-            write_whole(self.path / "metrics.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+            step = last.state["step"]
+            logged = "".join(json.dumps(event) + "\n" for event in read_metrics(self.path) if event["step"] <= step)
+            sha256 = hashlib.sha256(logged.encode()).hexdigest()
+            if last.state.get("metrics_sha256", sha256) != sha256:
+                print(
+                    f"{self.path / 'metrics.jsonl'} is damaged: it is not what was logged up to step {step}; "
+                    "the run itself does not depend on it",
+                    file=sys.stderr,
+                )
+            write_whole(self.path / "metrics.jsonl", logged)
         else:
-            for name in FILES:  # only what a run leaves behind: anything else in the folder is the user's
+            # Only what a run leaves behind: anything else in the folder is the user's. config.yaml stays until the new
+            # one takes its place: without it, should this process be killed here, the rest would be no run any more.
+            for name in FILES:
                 old = self.path / name
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+        self.logged = hashlib.sha256(logged.encode())
         # overwrite and resume say what to do with a folder, once: config.yaml, used again, must not do it again
         sections = {name: asdict(config) for name, config in configs.items()}
         sections["run"] |= {"overwrite": False, "resume": False}
@@ -391,7 +412,9 @@ class RunFolder:
         if not self.world.leads:
             return
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        self.metrics.write(line)
+        self.logged.update(line.encode())
 
     def result(self, status: str, **values: Any) -> None:
         """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
@@ -406,7 +429,8 @@ class RunFolder:
         Args:
             model: whose weights to save.
             optimizer: of all its parameters.
-            state: how far the run got: its `step`, and the step of its `best` look if there was one.
+            state: how far the run got: its `step`, and the step of its `best` look if there was one. The hash of what
+                was logged up to here is put into it.
 
         Raises:
             OSError: if it cannot be written; the checkpoints before are all still there then.
@@ -430,6 +454,7 @@ class RunFolder:
     def write(self, weights: dict[str, Any], kept: dict[str, Any], state: dict[str, Any]) -> None:
         """Write a checkpoint, and then remove those that are no longer kept."""
         folder, step = self.path / "checkpoints", state["step"]
+        state["metrics_sha256"] = self.logged.hexdigest()
         files = pack(weights, kept, state, (self.path / "config.yaml").read_bytes())
         aside, whole = folder / f".step-{step}", folder / f"step-{step}"
         os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
@@ -482,7 +507,8 @@ def refuse_other_things(path: Path) -> None:
     """Raise BadInput if something that is no run stands where a run should be. The lock alone is nothing."""
     if path.exists() and not path.is_dir():
         raise BadInput(f"--run.out {path} is a file: name a folder")
-    if path.is_dir() and {each.name for each in path.iterdir()} - {".lock"} and not (path / "config.yaml").exists():
+    others = [each for each in path.iterdir() if each.name != ".lock" and not is_aside(each)] if path.is_dir() else []
+    if others and not (path / "config.yaml").exists():
         raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
 
 
@@ -490,13 +516,19 @@ def refuse_taken(path: Path, overwrite: bool, resume: bool = False) -> None:
     """Raise BadInput if a run, or something that is no run, stands where a new run should go."""
     refuse_other_things(path)
     if (path / "config.yaml").exists() and not overwrite and not resume:
-        result = read_result(path)
-        state = result.get("status", "unfinished")
-        how_far = f" at step {result['step']} of {result['steps']}" if {"step", "steps"} <= result.keys() else ""
         raise BadInput(
-            f"--run.out {path} already holds a run ({state}{how_far}): choose another --run.name, go on with "
+            f"--run.out {path} already holds a run ({how_far(path)}): choose another --run.name, go on with "
             f"--run.resume true, or replace it with --run.overwrite true"
         )
+
+
+def how_far(path: Path) -> str:
+    """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
+    result = read_result(path)
+    status = result.get("status", "unfinished")
+    step = max([result.get("step", 0), *(event["step"] for event in read_metrics(path, tail=2000))])
+    where = f" at step {step} of {result['steps']}" if "steps" in result else ""
+    return ("still running, or killed," if status == "running" else status) + where
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -508,19 +540,23 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run's metrics.jsonl, a half-written last line left out.
+    """The events of a run's metrics.jsonl; a half-written last line, or one that damage made no event, is left out.
 
     Args:
         path: the run folder.
         tail: only those in this many bytes at its end.
     """
-    with contextlib.suppress(FileNotFoundError), open(path / "metrics.jsonl", encoding="utf-8") as file:
+    with contextlib.suppress(FileNotFoundError), open(
+        path / "metrics.jsonl", encoding="utf-8", errors="replace"
+    ) as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()  # the line that was cut
         for line in file:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                event = json.loads(line)
+                if isinstance(event["step"], int) and event["split"] in ("train", "val"):
+                    yield event
 
 
 @dataclass
@@ -547,11 +583,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
             f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
         )
     if not (path / "model.safetensors").is_file():
-        result = read_result(path)
-        raise BadInput(
-            f"{path} has no weights: its run is {result.get('status', 'unfinished')} at step {result.get('step', 0)} "
-            f"of {result.get('steps', 'an unknown number')}; go on with --run.resume true"
-        )
+        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with --run.resume true")
     file = "config.yaml"
     try:
         sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
@@ -561,8 +593,12 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         file = "tokenizer.json"
         tokenizer = load_tokenizer(path / file)
         file = "model.safetensors"
+        content = (path / file).read_bytes()
+        sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
+        if sha256 and sha256 != hashlib.sha256(content).hexdigest():
+            raise ValueError("its sha256 is not the one in result.json; --run.resume true makes it again")
         model = Transformer(config)
-        model.load_state_dict(load_file(path / file))
+        model.load_state_dict(load(content))
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)

@@ -178,7 +178,7 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         print(f"{name}: {str(error) or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
         code = 3
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         print(f"{name}: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
         code = 3

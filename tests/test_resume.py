@@ -26,6 +26,7 @@ import wandb
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
+from strikes import events, outcome
 
 import checkpoint
 import cli
@@ -75,32 +76,8 @@ def killed(small: list[str], folder: Path, step: int, *flags: str) -> Path:
     return folder
 
 
-def events(folder: Path) -> list[dict]:
-    """All of metrics.jsonl but what the clock says."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in event.items() if k not in ("seconds", "tokens_per_second")} for event in lines]
-
-
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
-
-
-def outcome(folder: Path) -> tuple:
-    """All that must be the same to the bit in two runs that are the same."""
-    found = result(folder)
-    names = (
-        "status",
-        "step",
-        "batches_sha256",
-        "shared_init_sha256",
-        "val_loss",
-        "test_loss",
-        "best",
-        "weights_sha256",
-    )
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert found["weights_sha256"] == weights
-    return weights, events(folder), [found[name] for name in names]
 
 
 def everything_in(folder: Path) -> dict[str, tuple[int, bytes]]:
