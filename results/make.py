@@ -44,7 +44,7 @@ PAST = [TRAINED * n for n in (1, 2, 4, 8)]
 TUNED_AT, TUNING_STEPS = 4 * TRAINED, 100
 TASKS = Path("configs", "tasks.yaml")  # of the runs on tasks: shorter than those on text, see results/TASKS.md
 TASKS_TRAINED = yaml.safe_load((HERE.parent / TASKS).read_text(encoding="utf-8"))["model"]["seq_len"]
-TASKS_STEPS = 5000  # a thousand a task
+MIXTURE = ["--data.corpus", "task:all", "--run.learning_rate", "0.002", "--run.steps", "5000"]  # a thousand a task
 
 SCALINGS = {  # label -> options of evaluate.py; factors are auto, the length in use over the trained one
     "none": [],
@@ -141,7 +141,7 @@ def study() -> tuple[dict[str, Run], list[Result]]:
         runs[name] = Run(name, options, start)
         return name
 
-    tasks = ["--config", str(TASKS), "--data.corpus", "task:all", "--run.steps", str(TASKS_STEPS)]
+    tasks = ["--config", str(TASKS), *MIXTURE]
     longer = ["--model.seq_len", str(TUNED_AT), "--run.steps", str(TUNING_STEPS)]
     longer_tasks = ["--model.seq_len", str(4 * TASKS_TRAINED), "--run.steps", str(TUNING_STEPS)]
     for seed in SEEDS:
