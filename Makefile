@@ -25,7 +25,7 @@ results: .venv/ready ## lengths, scalings, tuning, bases, retrieval: remake resu
 	$(BIN)/python results/make.py $(ARGS)
 
 test: .venv/ready ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 faults: .venv/ready ## try to break a run: kill, damage, refuse, interrupt; remake results/faults.json and its table (half an hour)
 	$(BIN)/python tests/faults.py --publish true $(ARGS)
