@@ -49,7 +49,7 @@ from safetensors.torch import load, load_file, save
 from tokenizers import Tokenizer
 
 from cli import BadInput
-from data import DataConfig, load_tokenizer
+from data import DataConfig, read_tokenizer
 from model import ModelConfig, Transformer
 from positions import extend_table
 from rope import RopeConfig
@@ -492,6 +492,8 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     Raises:
         BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
     """
+    if not str(path):
+        raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise BadInput(
@@ -501,7 +503,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         result = read_result(path)
         raise BadInput(
             f"{path} has no weights: its run is {result.get('status', 'unfinished')} at step {result.get('step', 0)} "
-            f"of {result.get('steps', 'an unknown number')}; go on with --run.resume true"
+            f"of {result.get('steps', 'an unknown number')}; go on with train.py --run.resume true"
         )
     file = "config.yaml"
     try:
@@ -510,12 +512,15 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         config = ModelConfig(**sections["model"], rope=rope)
         data, settings = DataConfig(**sections["data"]), dict(sections["run"])
         file = "tokenizer.json"
-        tokenizer = load_tokenizer(path / file)
+        tokenizer = read_tokenizer(path / file)
         file = "model.safetensors"
         model = Transformer(config)
         model.load_state_dict(load_file(path / file))
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise ValueError("it holds values that are no finite numbers")
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or train the run again") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
 
 

@@ -38,9 +38,13 @@ def section(summary: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison in the folder named on the command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or not Path(argv[0], "summary.json").is_file():
+    if len(argv) != 1 or not all(Path(argv[0], name).is_file() for name in ("summary.json", "curves.png")):
         raise BadInput(f"{' '.join(argv) or 'nothing'} is not the folder of a comparison: name one, runs/compare say")
-    summary = json.loads(Path(argv[0], "summary.json").read_text())
+    try:
+        summary = json.loads(Path(argv[0], "summary.json").read_text(encoding="utf-8"))
+        section(summary)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{argv[0]}/summary.json is damaged ({error}): make it again with compare.py") from error
     write_whole(ROOT / "results" / "compare.json", json.dumps(summary, indent=2) + "\n")
     shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
     readme, (begin, end) = ROOT / "README.md", MARKS
