@@ -211,15 +211,6 @@ class ConfigFile(ActionConfigFile):
             raise BadInput(f"--config {value}: {error}") from error
 
 
-def folder_is_there() -> bool:
-    """Whether the current folder still exists."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
     name = os.path.basename(sys.argv[0])
@@ -228,8 +219,6 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     try:
-        if not folder_is_there():
-            raise BadInput("the current folder was removed: change to one that is there, cd ~ say")
         main(argv)
         code = 0
     except BrokenPipeError:  # whoever read this, head say, has seen enough; Python must not complain as it flushes
