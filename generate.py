@@ -245,6 +245,13 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput("--stop '' must not be empty: every text holds that")
     loaded = load_run(asked.run)
     if loaded.data.corpus.startswith("task:") and not asked.prompt:
+        words = sys.argv[1:] if argv is None else argv
+        if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
+            print(
+                f"generate.py: warning: {', '.join(ignored)} means nothing to a trial of {loaded.data.corpus}, whose "
+                "answers are the likeliest tokens: give a --prompt",
+                file=sys.stderr,
+            )
         settings = loaded.settings
         corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], loaded.model_config.seq_len)
         print("\n".join(trial(loaded.model, corpus, task, asked.seed) for task in corpus.tasks))

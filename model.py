@@ -29,6 +29,7 @@ from torch.nn.utils import skip_init
 from positions import SCHEMES, Position
 from rope import RopeConfig, frequencies, with_default_factor
 
+MOST_PARAMETERS = 10**12  # that 4,000 GB of float32 would hold: more is a slip of the pen
 EXPLICIT_UP_TO = 512  # keys; above, the memory of all (T, T) scores makes explicit attention the slower one
 
 
@@ -70,7 +71,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.position not in SCHEMES:
-            close = difflib.get_close_matches(self.position, SCHEMES, n=1, cutoff=0.4)
+            close = difflib.get_close_matches(self.position, SCHEMES, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"model.position {self.position!r} is none of {', '.join(SCHEMES)}{hint}")
         for name in ("vocab_size", "d_model", "n_layer", "n_head", "n_kv_head", "d_ff", "seq_len"):
@@ -79,6 +80,15 @@ class ModelConfig:
                 raise ValueError(f"model.{name} {value} must be at least 1")
         if self.attention not in ("auto", "explicit", "fused"):
             raise ValueError(f"model.attention {self.attention!r} is none of auto, explicit, fused")
+        sizes = ["vocab_size", "d_model", "n_layer", "seq_len"] + ["d_ff"] * (self.d_ff is not None)
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", max(self.d_model * 8 // 3 // 32 * 32, 32))
+        if self.parameters() > MOST_PARAMETERS:  # before anything is made of that size
+            largest = max(sizes, key=lambda name: getattr(self, name) or 0)
+            raise ValueError(
+                f"model.{largest} {getattr(self, largest)} makes {self.parameters():.2g} parameters, which would need "
+                f"{4e-9 * self.parameters():.2g} GB of memory: choose a smaller one"
+            )
         if self.d_model % self.n_head:
             smaller, larger = self.d_model // self.n_head * self.n_head, -(-self.d_model // self.n_head) * self.n_head
             raise ValueError(
@@ -92,16 +102,31 @@ class ModelConfig:
             )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"model.d_model {self.d_model} must be even: sinusoidal waves come as sine and cosine")
-        for name in ("sinusoidal_amplitude", "init_std", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"model.{name} {getattr(self, name):g} must be above 0")
-        if self.d_ff is None:
-            object.__setattr__(self, "d_ff", max(self.d_model * 8 // 3 // 32 * 32, 32))
+        # within these no sum of squares leaves float32, and no zero is divided by zero
+        for name, least, most in (
+            ("sinusoidal_amplitude", 1e-6, 1e3),
+            ("init_std", 1e-6, 1e2),
+            ("norm_eps", 1e-12, 1.0),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"model.{name} {getattr(self, name):g} must be above 0, between {least:g} and {most:g}"
+                )
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.position == "rope":
             object.__setattr__(self, "rope", with_default_factor(self.rope, self.seq_len))
             frequencies(self.rope, self.d_head, self.seq_len)  # refuses what cannot be rotated, by name
+
+    def parameters(self) -> int:
+        """How many numbers the weights are, the few of t5 and of learned factors left out; V counts as 1 if unknown."""
+        n_kv_head = min(self.n_kv_head or self.n_head, self.n_head)
+        attention = 2 * self.d_model**2 + 2 * self.d_model * max(1, self.d_model * n_kv_head // self.n_head)
+        block = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        tables = (1 if self.tie_embeddings else 2) * (self.vocab_size or 1) + (
+            self.position == "learned"
+        ) * self.seq_len
+        return self.n_layer * block + self.d_model * (tables + 1)
 
     @property
     def d_head(self) -> int:

@@ -51,6 +51,9 @@ OPTIONS: dict[str, tuple[set[str], set[str]]] = {  # scaling -> (options it cann
     "llama3": ({"factor"}, {"low_freq_factor", "high_freq_factor"}),
     "proportional": (set(), {"factor"}),
 }
+# Far beyond what makes sense, and near enough that no frequency and no score overflows.
+SMALLEST = 1e-6
+LARGEST = {"base": 1e18, "factor": 1e6, "original_length": 10**12, "turns": 1e6, "attention_factor": 1e3}
 SCALING_FIELDS = sorted({option for pair in OPTIONS.values() for option in pair[0] | pair[1]})
 NEEDS_ORIGINAL_LENGTH = {"dynamic", "yarn", "longrope", "llama3"}
 DEPEND_ON_LENGTH = {"dynamic", "longrope"}  # frequencies change with the length in use
@@ -102,8 +105,8 @@ class RopeConfig:
     learn_factors: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 < self.base < math.inf:
-            raise ValueError(f"rope.base {self.base:g} must be above 1, 10000 say")
+        if not 1 < self.base <= LARGEST["base"]:
+            raise ValueError(f"rope.base {self.base:g} must be above 1, 10000 say, and at most {LARGEST['base']:g}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rope.fraction {self.fraction:g} must lie in (0, 1]; 1 rotates every feature")
         for name, value, choices in (
@@ -116,26 +119,41 @@ class RopeConfig:
         for name in SCALING_FIELDS:
             if name not in required | optional and getattr(self, name) is not None:
                 takes = ", ".join(sorted(required | optional)) or "no options"
-                raise ValueError(f"rope.{name} means nothing to rope.scaling {self.scaling}, which takes {takes}")
+                raise ValueError(
+                    f"rope.{name} means nothing to rope.scaling {self.scaling}, which takes {takes}: leave out "
+                    f"{getattr(self, name)}, or choose a rope.scaling that takes it"
+                )
         for name in sorted(required):
             if getattr(self, name) is None:
-                raise ValueError(f"rope.scaling {self.scaling} needs rope.{name}")
-        if self.factor is not None and not 1 <= self.factor < math.inf:
+                raise ValueError(f"rope.scaling {self.scaling} needs rope.{name}: give it too")
+        if self.factor is not None and not 1 <= self.factor <= LARGEST["factor"]:
             raise ValueError(
-                f"rope.factor {self.factor:g} must be at least 1: it is the used length over the trained one"
+                f"rope.factor {self.factor:g} must be at least 1: it is the used length over the trained one, and at "
+                f"most {LARGEST['factor']:g}"
             )
-        if self.original_length is not None and self.original_length < 2:
-            raise ValueError(f"rope.original_length {self.original_length} must be at least 2 tokens")
+        if self.original_length is not None and not 2 <= self.original_length <= LARGEST["original_length"]:
+            raise ValueError(
+                f"rope.original_length {self.original_length} must be at least 2 tokens, and at most "
+                f"{LARGEST['original_length']:g}"
+            )
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
-            if not 0 < self.option(low) < self.option(high) < math.inf:
+            if not SMALLEST <= self.option(low) < self.option(high) <= LARGEST["turns"]:
                 raise ValueError(
-                    f"rope.{low} {self.option(low):g} must be above 0 and below rope.{high} {self.option(high):g}"
+                    f"rope.{low} {self.option(low):g} must be above 0 and below rope.{high} {self.option(high):g}, "
+                    f"both between {SMALLEST:g} and {LARGEST['turns']:g}"
                 )
-        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
-            raise ValueError(f"rope.attention_factor {self.attention_factor:g} must be above 0")
+        if self.attention_factor is not None and not SMALLEST <= self.attention_factor <= LARGEST["attention_factor"]:
+            raise ValueError(
+                f"rope.attention_factor {self.attention_factor:g} must be above 0, between {SMALLEST:g} and "
+                f"{LARGEST['attention_factor']:g}"
+            )
         for name in ("short_factor", "long_factor"):
-            if any(not 0 < value < math.inf for value in getattr(self, name) or ()):
-                raise ValueError(f"rope.{name} holds a divisor that is not above 0")
+            for value in getattr(self, name) or ():
+                if not SMALLEST <= value <= LARGEST["factor"]:
+                    raise ValueError(
+                        f"rope.{name} holds {value:g}, a divisor that is not above 0: each must lie between "
+                        f"{SMALLEST:g} and {LARGEST['factor']:g}"
+                    )
         if self.learn_factors and self.scaling in NO_LEARNED_FACTORS:
             raise ValueError(
                 f"rope.learn_factors true does not go with rope.scaling {self.scaling}, "
@@ -379,8 +397,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--d_head", type=int, default=32, help="width of a head, features")
     parser.add_argument("--length", type=int, default=256, help="length in use, tokens")
     asked = parser.parse_args(argv)
-    if asked.length < 1 or asked.d_head < 2:
-        raise BadInput(f"--length {asked.length} must be at least 1 and --d_head {asked.d_head} at least 2")
+    for name, least, most in (("length", 1, LARGEST["original_length"]), ("d_head", 2, 65536)):
+        if not least <= getattr(asked, name) <= most:
+            raise BadInput(f"--{name} {getattr(asked, name)} must be at least {least} and at most {most}")
     try:
         config = with_default_factor(parser.instantiate(asked).rope, asked.length)
         print("\n".join(pairs(config, asked.d_head, asked.length)))

@@ -252,17 +252,23 @@ class TaskCorpus:
         return TASKS[task][0](draw, length + 1, self._ids, self.text.tokens(split), evaluating)
 
 
+def refuse_unknown_task(corpus: str) -> None:
+    """Raise BadInput if a corpus is to be a task and there is none of that name."""
+    name, names = corpus.removeprefix("task:"), [*TASKS, "all"]
+    if corpus.startswith("task:") and name not in names:
+        known = ", ".join(f"task:{name}" for name in names)
+        close = nearest(name, names)
+        raise BadInput(f"--data.corpus {corpus!r} is none of {known}{close.replace('mean ', 'mean task:')}")
+
+
 def load(config: data.DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:
     """The tasks that `--data.corpus task:NAME` asks for; options for tokenizer, max_bytes and cache go to the text.
 
     Raises:
         BadInput: no such task, an option that means nothing here, or a length too short for an episode.
     """
-    name, names = config.corpus.removeprefix("task:"), [*TASKS, "all"]
-    if name not in names:
-        known = ", ".join(f"task:{name}" for name in names)
-        close = nearest(name, names)
-        raise BadInput(f"--data.corpus {config.corpus!r} is none of {known}{close.replace('mean ', 'mean task:')}")
+    refuse_unknown_task(config.corpus)
+    name = config.corpus.removeprefix("task:")
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(data.DataConfig, option):
             raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")

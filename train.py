@@ -22,6 +22,7 @@ Started by torchrun, one run is spread over many processes, and computes the sam
 
 import hashlib
 import math
+import os
 import sys
 import time
 import warnings
@@ -58,7 +59,7 @@ from evaluate import Autocast, Score, score
 from generate import sample, trial
 from model import ModelConfig, Transformer, shared_sha256
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
-from tasks import TaskCorpus
+from tasks import TaskCorpus, refuse_unknown_task
 
 KEPT_IN_TUNING = (
     *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
@@ -174,17 +175,19 @@ class RunConfig:
             raise ValueError("run.init_from '' must name the folder of a finished run")
         if self.extend_learned and not self.init_from:
             raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
-        for name in ("learning_rate", "embedding_rate", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0")
+        for name, most in (("learning_rate", 10.0), ("embedding_rate", 1000.0), ("grad_clip", 1e30)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0 and at most {most:g}")
         for name in ("final_rate", "warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1 or (name.startswith("beta") and getattr(self, name) == 1):
-                raise ValueError(f"run.{name} {getattr(self, name):g} must lie between 0 and 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"run.weight_decay {self.weight_decay:g} must be at least 0")
+                below = ", 1 itself left out" if name.startswith("beta") else ""
+                raise ValueError(f"run.{name} {getattr(self, name):.8g} must lie between 0 and 1{below}")
+        if not 0 <= self.weight_decay <= 1000:
+            raise ValueError(f"run.weight_decay {self.weight_decay:g} must be at least 0 and at most 1000")
         if self.batch_size % (self.micro_batch_size or 1):
             raise ValueError(
-                f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}"
+                f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}: "
+                "choose one that does, 1 say"
             )
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
@@ -313,6 +316,37 @@ def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def refuse_too_large(shape: ModelConfig, config: RunConfig, rows: int, device: torch.device) -> None:
+    """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
+
+    Counted is what no way of computing does without, 4 bytes a number: weights, their gradients and AdamW's two means,
+    the batch's token ids (8 bytes each, inputs and targets), and of the rows that go through the model at once the
+    logits with their gradient and what every block keeps for the backward pass.
+    """
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif not hasattr(os, "sysconf"):
+        return  # Windows, which says it otherwise
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
+    for needed, flags in (
+        (
+            16 * shape.parameters(),
+            ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
+        ),
+        (16 * config.batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),
+        (4 * kept * rows * shape.seq_len, ("run.micro_batch_size", "model.seq_len", "model.d_model", "model.n_layer")),
+    ):
+        if needed > there:
+            values = {"run.batch_size": config.batch_size, "run.micro_batch_size": rows}
+            given = (f"--{flag} {values.get(flag) or getattr(shape, flag.split('.')[1])}" for flag in flags)
+            raise BadInput(
+                f"{', '.join(given)} would need {needed / 1e9:,.0f} GB of memory at least, and this machine's "
+                f"{device.type} has {there / 1e9:,.0f}: choose smaller ones"
+            )
+
+
 def make_optimizer(model: Transformer, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (1711.05101). Weight decay pulls on matrices and tables, not on the norms' gains.
 
@@ -435,6 +469,10 @@ def begun(configs: dict[str, Any], old: Run | None) -> dict[str, Any] | None:
     config = configs["run"]
     if old and Path(config.out).resolve() == old.path.resolve():
         raise BadInput(f"--run.out {config.out} holds the run that --run.init_from starts from: name another folder")
+    refuse_unknown_task(configs["data"].corpus)
+    for outer in Path(config.out).absolute().parents:
+        if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
+            raise BadInput(f"--run.out {config.out} lies inside another run, {outer}: name a folder outside of it")
     refuse_taken(Path(config.out), config.overwrite, config.resume)
     if not config.resume:
         return None
@@ -465,6 +503,7 @@ def prepare(
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
+    refuse_too_large(model_config, config, rows, device)
     bare = Transformer(model_config, config.seed)
     if old:
         start_from(old, bare, config.extend_learned)

@@ -100,7 +100,7 @@ def schemes_table(rows: Rows) -> list[str]:
             found = paired(mine, rope, lambda r, n=n: r["loss_by_length"][n])
             row.append("" if scheme == "rope" else interval(found) if found else "n/a")
         table.append(row)
-    return compare.markdown(table)
+    return evaluate.markdown(table)
 
 
 def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Rows) -> list[str]:
@@ -127,7 +127,7 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
     if retrieval and baseline is rows:
         cropped = [share(accuracy(retrieval[0], n, name="crop_accuracy")) for n in fetching]
         table.append(["cropped to the trained length", "", *[""] * len(lengths), *cropped])
-    return compare.markdown(table)
+    return evaluate.markdown(table)
 
 
 def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
@@ -142,7 +142,7 @@ def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
         row = [f"{base:,}", str(len(mine)), compare.shown(r["bits_per_byte"] for r in mine)]
         row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
         table.append([*row, *(share(accuracy(fetched[0], n)) if fetched else "" for n in near_far)])
-    return compare.markdown(table)
+    return evaluate.markdown(table)
 
 
 def tasks_of(rows: Rows) -> list[str]:
@@ -157,7 +157,7 @@ def retrieval_table(rows: Rows) -> list[str]:
         for scheme in names(rows, "scheme"):
             (mine, *_) = of(rows, scheme=scheme)
             table.append([task, scheme, *(share(accuracy(mine, n, task)) for n in lengths)])
-    return compare.markdown(table)
+    return evaluate.markdown(table)
 
 
 # ---- the checker: what REFERENCE expects, and what came out ----------------------------------------------------------
@@ -426,7 +426,7 @@ def main() -> None:
             "Expected shapes",
             "What published work and the first prototype lead one to expect, and what came out here. A difference is "
             f"`{REPRODUCED}` when its 95% interval lies wholly on the expected side, `{NOT}` when wholly on the other.",
-            compare.markdown([["expected", "verdict", "figures"], *checks]),
+            evaluate.markdown([["expected", "verdict", "figures"], *checks]),
         ),
         *([explained] if explained else []),
         f"Made with {machines([row for rows in parts.values() for row in rows])}.",
@@ -438,7 +438,7 @@ def main() -> None:
         draw_retrieval(parts["retrieval"], ROOT / "docs" / "retrieval.png")
     publish(section(schemes, zero_shot, tuned, parts, checks))
     tally = [f"{sum(line[1] == said for line in checks)} {said}" for said in (REPRODUCED, NOT, OPEN)]
-    print("\n".join(compare.markdown([["expected", "verdict", "figures"], *checks])))
+    print("\n".join(evaluate.markdown([["expected", "verdict", "figures"], *checks])))
     print(f"\n{', '.join(tally)}; pages: results/RESULTS.md, docs/lengths.png, README.md")
 
 

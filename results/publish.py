@@ -64,17 +64,23 @@ def put(section: str, marks: tuple[str, str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison, or the speeds, named on the command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and argv[0].endswith(".json") and Path(argv[0]).is_file():
-        content = json.loads(Path(argv[0]).read_text())
-        write_whole(ROOT / "results" / "bench.json", json.dumps(content, indent=2) + "\n")
-        put(speed_section(content), SPEED_MARKS)
-        return
-    if len(argv) != 1 or not Path(argv[0], "summary.json").is_file():
-        raise BadInput(f"{' '.join(argv) or 'nothing'} is no folder of a comparison and no .json of bench.py: name one")
-    summary = json.loads(Path(argv[0], "summary.json").read_text())
-    write_whole(ROOT / "results" / "compare.json", json.dumps(summary, indent=2) + "\n")
-    shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
-    put(section(summary), MARKS)
+    speeds = len(argv) == 1 and argv[0].endswith(".json") and Path(argv[0]).is_file()
+    if not speeds and (
+        len(argv) != 1 or not all(Path(argv[0], name).is_file() for name in ("summary.json", "curves.png"))
+    ):
+        what = " ".join(argv) or "nothing"
+        raise BadInput(f"{what} is not the folder of a comparison and no .json of bench.py: name one, runs/compare say")
+    file = Path(argv[0]) if speeds else Path(argv[0], "summary.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        body = speed_section(content) if speeds else section(content)
+    except (ValueError, KeyError, TypeError) as error:
+        maker = "bench.py" if speeds else "compare.py"
+        raise BadInput(f"{file} is damaged ({error}): make it again with {maker}") from error
+    write_whole(ROOT / "results" / ("bench.json" if speeds else "compare.json"), json.dumps(content, indent=2) + "\n")
+    if not speeds:
+        shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
+    put(body, SPEED_MARKS if speeds else MARKS)
 
 
 if __name__ == "__main__":
