@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import train
-from cli import BadInput
+from cli import BadInput, in_one_line
 from data import DataConfig
 from model import ModelConfig
 from positions import SCHEMES
@@ -109,7 +109,7 @@ def test_any_config_is_refused_by_name_or_trains_two_steps(small, tmp_path_facto
         except BadInput as error:
             seen["refused"] += 1
             assert not Path("new").exists()
-            said = str(error)
+            said = in_one_line(error)
             assert "\n" not in said
             assert any(name.split(".", 1)[1] in said for name in OPTIONS), (asked, said)
         else:
