@@ -581,7 +581,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     if not str(path):
         raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
     path = Path(path)
-    if not (path / "config.yaml").is_file():
+    if not os.path.isfile(path / "config.yaml"):  # unlike Path.is_file, false for a name too long to be one
         raise BadInput(
             f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
         )

@@ -216,6 +216,11 @@ class ConfigFile(ActionConfigFile):
             raise BadInput(f"--config {value}: {error}") from error
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error says, line ends spelt out: a name that someone gave may hold one."""
+    return str(error).replace("\r", "\\r").replace("\n", "\\n")
+
+
 def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
     rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see distributed.py
@@ -231,10 +236,10 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except BadInput as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {in_one_line(error)}", file=sys.stderr)
         code = 2
     except (RunFailed, MemoryError) as error:
-        print(f"{name}: {str(error) or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
+        print(f"{name}: {in_one_line(error) or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
         code = 3
     except OSError as error:
         if error.errno in NO_SUCH_PLACE and error.filename:

