@@ -526,7 +526,9 @@ def how_far(path: Path) -> str:
     """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
     result = read_result(path)
     status = result.get("status", "unfinished")
-    step = max([result.get("step", 0), *(event["step"] for event in read_metrics(path, tail=2000))])
+    step = result.get("step", 0)
+    if status in ("running", "unfinished"):
+        step = max([step, *(event["step"] for event in read_metrics(path, tail=2000))])
     where = f" at step {step} of {result['steps']}" if "steps" in result else ""
     return ("still running, or killed," if status == "running" else status) + where
 
@@ -599,14 +601,13 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
         content = (path / file).read_bytes()
         sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
         if sha256 and sha256 != hashlib.sha256(content).hexdigest():
-            raise ValueError("its sha256 is not the one in result.json; --run.resume true makes it again")
+            raise ValueError("its sha256 is not the one in result.json")
         model = Transformer(config)
         model.load_state_dict(load(content))
-        if not all(weight.isfinite().all() for weight in model.parameters()):
-            raise ValueError("it holds values that are no finite numbers")
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         why = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or train the run again") from error
+        again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"
+        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or {again}") from error
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
 
 

@@ -263,7 +263,7 @@ compare | --launcher slurm --slurm.time long | --slurm.time; long; int
 compare | --launcher slurm --slurm.cpus 0    | --slurm.cpus 0; at least 1
 compare | --launcher slurm --slurm.gpus -1   | --slurm.gpus -1; at least 0
 compare | --launcher slurm --slurm.memory 0  | --slurm.memory 0; at least 1
-compare | --launcher slurm --slurm.partition '' | --slurm.partition ''
+compare | --launcher slurm --slurm.partition '' | --slurm.partition ''; one line of text
 compare | --launcher slurm --slurm.partiton x | --slurm.partiton; did you mean --slurm.partition
 compare | --launcher slurm --slurm.extra 5   | --slurm.extra 5; dict
 compare | --launcher slurm --slurm.extra.output x | --slurm.extra.output; leave it out
@@ -385,7 +385,7 @@ compare | --multiples .inf                   | --multiples inf; finite
 compare | --multiples x                      | --multiples x; a number
 compare | --schemes ''                       | --schemes ''; none, sinusoidal
 compare | --out loop                         | --out loop; name a folder
-generate | hollow_weights --prompt a         | hollow_weights/model.safetensors is damaged; finite; train the run again
+generate | hollow_weights --prompt a         | hollow_weights/model.safetensors is damaged; sha256; --run.resume true
 generate | no_tokenizer                      | no_tokenizer/tokenizer.json is damaged; restore it
 generate | other_scheme                      | other_scheme/model.safetensors is damaged; position.table; restore it
 evaluate |                                   | run; --help
@@ -393,7 +393,7 @@ evaluate | ''                                | ''; not a run folder; name one
 evaluate | nothing                           | nothing; not a run folder; name one
 evaluate | damaged                           | damaged/model.safetensors; restore it from a copy
 evaluate | damaged_config                    | damaged_config/config.yaml; restore it from a copy
-evaluate | hollow_weights                    | hollow_weights/model.safetensors is damaged; train the run again
+evaluate | hollow_weights                    | hollow_weights/model.safetensors is damaged; --run.resume true
 evaluate | no_tokenizer                      | no_tokenizer/tokenizer.json is damaged; restore it
 evaluate | other_scheme                      | other_scheme/model.safetensors is damaged; restore it
 evaluate | unfinished                        | unfinished has no weights; step 3 of 40; --run.resume true

@@ -451,7 +451,8 @@ def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_
 
 
 def test_a_job_that_fails_is_named_and_ends_with_code_3(small, tmp_path, at_the_shell):
-    argv = flags(small, tmp_path / "out", "--run.learning_rate", "1e30", schemes=("alibi",))
+    argv = flags(small, tmp_path / "out", "--run.learning_rate", "10", schemes=("alibi",))
+    argv += ["--run.weight_decay", "1000", "--model.init_std", "100"]
     outcome = at_the_shell(compare.main, argv)
     assert outcome.code == 3
     (line,) = outcome.err.splitlines()

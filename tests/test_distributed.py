@@ -201,7 +201,7 @@ def test_each_process_has_a_gpu_of_its_own_or_is_refused(monkeypatch):
         ([["--run.batch_size", "1"]] * 2, 2, "--run.batch_size 1 is below the 2 processes"),
         ([[], ["--run.seed", "1"]], 2, "--run.seed 1 on rank 1, and 0 on rank 0"),
         ([[], ["--data.corpus", "nowhere.txt"]], 2, "on rank 1: --data.corpus 'nowhere.txt'"),
-        ([["--run.learning_rate", "1e30"]] * 2, 3, "at step"),
+        ([["--run.learning_rate", "10", "--run.weight_decay", "1000", "--model.init_std", "100"]] * 2, 3, "at step"),
     ],
     ids=["a wrong flag", "a process without rows", "another command", "one that cannot begin", "a bad number"],
 )

@@ -154,7 +154,7 @@ def test_a_disk_that_refuses_while_data_are_prepared_is_one_line(small, tmp_path
 
     monkeypatch.setattr(train.data, "write_spool", refuses)
     ended = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run"), "--data.cache", str(tmp_path / "c")])
-    assert ended.code == 3
+    assert ended.code == (3 if code == errno.ENOSPC else 2)  # another place would do
     (line,) = ended.err.splitlines()
     assert os.strerror(code) in line
     assert not list(tmp_path.glob("c/*.tmp"))
