@@ -175,9 +175,10 @@ class RunConfig:
             raise ValueError("run.init_from '' must name the folder of a finished run")
         if self.extend_learned and not self.init_from:
             raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
-        for name, most in (("learning_rate", 10.0), ("embedding_rate", 1000.0), ("grad_clip", 1e30)):
-            if not 0 < getattr(self, name) <= most:
-                raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0 and at most {most:g}")
+        for name, most in (("learning_rate", math.inf), ("embedding_rate", 1000.0), ("grad_clip", math.inf)):
+            if not 0 < getattr(self, name) <= most or getattr(self, name) == math.inf:
+                limit = "finite" if most == math.inf else f"at most {most:g}"
+                raise ValueError(f"run.{name} {getattr(self, name):g} must be above 0 and {limit}")
         for name in ("final_rate", "warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1 or (name.startswith("beta") and getattr(self, name) == 1):
                 below = ", 1 itself left out" if name.startswith("beta") else ""

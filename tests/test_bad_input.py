@@ -373,7 +373,7 @@ train | --model.n_layer 1000000000000        | --model.n_layer 1000000000000; GB
 train | --model.d_ff 10000000000             | --model.d_ff 10000000000; GB of memory; choose smaller ones
 train | --model.vocab_size 100000000000      | --model.vocab_size 100000000000; GB; choose a smaller one
 train | --run.batch_size 1000000000000       | --run.batch_size 1000000000000; GB of memory; choose smaller ones
-train | --run.learning_rate 1e30             | --run.learning_rate 1e+30; at most 10
+train | --run.embedding_rate 1e30            | --run.embedding_rate 1e+30; at most 1000
 train | --run.embedding_rate 0               | --run.embedding_rate 0; above 0
 train | --model.init_std 1e30                | --model.init_std 1e+30; between 1e-06 and 100
 train | --model.norm_eps 1e-320              | --model.norm_eps; between 1e-12 and 1

@@ -102,6 +102,13 @@ def test_summary_json_has_the_documented_fields_of_every_run(summary, finished_c
     assert {"python", "torch", "cpu"} <= summary["versions"].keys()
 
 
+def test_the_report_says_which_scaling_rope_has(summary):
+    assert "without any of the scalings" in compare.report(summary)
+    summary["config"]["model"]["rope"] |= {"scaling": "ntk", "factor": 4.0}
+    assert "the scaling ntk by 4 alone" in compare.report(summary)
+    assert "without any of the scalings" not in compare.report(summary)
+
+
 def test_main_returns_what_summary_json_says(comparison, small, monkeypatch):
     forbid_training(monkeypatch)
     returned = compare.main(flags(small, comparison))

@@ -610,3 +610,11 @@ def test_retrieval_asked_of_a_run_on_text_is_refused_in_one_line(finished, at_th
 
 def test_a_run_on_text_is_told_nothing_of_accuracy(finished):
     assert "val_accuracy" not in read_result(finished("rope"))
+
+
+def test_sampling_options_that_a_trial_does_not_use_are_said_in_one_line(trained, at_the_shell):
+    outcome = at_the_shell(generate.main, [str(trained("rope")), "--temperature", "2", "--seed", "1"])
+    assert outcome.code == 0
+    (line,) = outcome.err.splitlines()
+    assert "--temperature means nothing" in line
+    assert "give a --prompt" in line
