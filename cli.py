@@ -13,6 +13,7 @@ A training run that is stopped finishes its step and saves first, so that --run.
 Ctrl-C or SIGTERM ends it at once. SIGUSR1, with which clusters warn before they take a machine away, saves and goes on.
 """
 
+import contextlib
 import difflib
 import errno
 import multiprocessing
@@ -31,6 +32,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class BadInput(ValueError):
@@ -229,32 +231,44 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
+    met: BaseException | None = None
     try:
         main(argv)
-        code = 0
-    except BrokenPipeError:  # whoever read this, head say, has seen enough; Python must not complain as it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except BadInput as error:
-        print(f"{name}: {in_one_line(error)}", file=sys.stderr)
-        code = 2
-    except (RunFailed, MemoryError) as error:
-        print(f"{name}: {in_one_line(error) or 'out of memory: try a smaller --run.micro_batch_size'}", file=sys.stderr)
-        code = 3
-    except OSError as error:
-        if error.errno in NO_SUCH_PLACE and error.filename:
-            print(f"{name}: {str(error.filename)[:200]}: {error.strerror}: name another place", file=sys.stderr)
-            sys.exit(2)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        print(f"{name}: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
-        code = 3
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # PyTorch's word for a CPU that has no more
-            raise
-        print(f"{name}: out of memory: {' '.join(str(error).split())[:200]}", file=sys.stderr)
-        code = 3
-    except KeyboardInterrupt:
-        code = 130
+    except BaseException as error:
+        met = error
+    code = 0 if met is None else said(met, name)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
+    if "LOCAL_RANK" in os.environ:  # one of many processes
+        # Without taking anything down: as Python lets go of DDP it waits, holding its lock, for gloo's thread, and that
+        # may be waiting for the lock to let go of its last tensor. Seen once in many runs, for ever.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def said(error: BaseException, name: str) -> int:
+    """Say what ended a main in one line on stderr, and return its exit code. What nobody foresaw is raised again."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):  # whoever read this, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python must not complain as it flushes
+        return 0
+    line, code = None, 3
+    if isinstance(error, BadInput):
+        line, code = in_one_line(error), 2
+    elif isinstance(error, RunFailed | MemoryError):
+        line = in_one_line(error) or "out of memory: try a smaller --run.micro_batch_size"
+    elif isinstance(error, OSError) and error.errno in NO_SUCH_PLACE and error.filename:
+        line, code = f"{str(error.filename)[:200]}: {error.strerror}: name another place", 2
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        line = f"{error.strerror}: {error.filename or 'the disk'}"
+    elif isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's word for a CPU without any
+        line = f"out of memory: {' '.join(str(error).split())[:200]}"
+    if line is None:
+        raise error
+    print(f"{name}: {line}", file=sys.stderr)
+    return code
