@@ -317,13 +317,15 @@ def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def refuse_too_large(shape: ModelConfig, config: RunConfig, rows: int, device: torch.device) -> None:
+def refuse_too_large(shape: ModelConfig, config: RunConfig, rows: int, device: torch.device, size: int) -> None:
     """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
 
     Counted is what no way of computing does without, 4 bytes a number: weights, their gradients and AdamW's two means,
     the batch's token ids (8 bytes each, inputs and targets), and of the rows that go through the model at once the
-    logits with their gradient and what every block keeps for the backward pass.
+    logits with their gradient and what every block keeps for the backward pass. Of `size` processes that shard their
+    numbers each GPU keeps its part; on a CPU they all lie in one memory.
     """
+    shards = size if config.shard and device.type == "cuda" else 1
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     elif not hasattr(os, "sysconf"):
@@ -333,7 +335,7 @@ def refuse_too_large(shape: ModelConfig, config: RunConfig, rows: int, device: t
     kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
     for needed, flags in (
         (
-            16 * shape.parameters(),
+            16 * shape.parameters() // shards,
             ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
         ),
         (16 * config.batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),
@@ -504,7 +506,7 @@ def prepare(
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
-    refuse_too_large(model_config, config, rows, device)
+    refuse_too_large(model_config, config, rows, device, world.size)
     bare = Transformer(model_config, config.seed)
     if old:
         start_from(old, bare, config.extend_learned)
