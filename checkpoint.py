@@ -482,7 +482,12 @@ class RunFolder:
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what is left of checkpoints that were removed while the disk let that happen in part only."""
+        for rest in (self.path / "checkpoints").glob(".old-*"):
+            shutil.rmtree(rest, ignore_errors=True)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
         """Write the weights and the tokenizer, and what rope's factors came to where they were learned.
@@ -495,6 +500,7 @@ class RunFolder:
             The weights' sha256.
         """
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
+        self.sweep()
         if model.config.position == "rope" and model.config.rope.learn_factors:
             rope = asdict(model.position.as_longrope(model.config.seq_len))
             rope = {name: value for name, value in rope.items() if value is not None}
