@@ -313,7 +313,9 @@ class Beside:
     def ended(self) -> str | None:
         """None while it runs, "" once it went well, or else how it ended."""
         code = self.process.exitcode
-        return f"ended with code {code}" if code else code and ""
+        if code is None:
+            return None
+        return f"ended with code {code}" if code else ""
 
     def stop(self) -> None:
         """Have the run save and end."""

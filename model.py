@@ -18,13 +18,11 @@ import difflib
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from positions import SCHEMES, Position
 from rope import RopeConfig, frequencies, with_default_factor
@@ -133,6 +131,19 @@ class ModelConfig:
         return self.d_model // self.n_head
 
 
+class Matrix(nn.Linear):
+    """A linear map without a bias, (..., n) -> (..., m), whose values `Transformer.draw_first_values` sets.
+
+    (`skip_init` would do the same, but imports PyTorch's compiler: seconds at every start.)
+    """
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__(n, m, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
 class Attention(nn.Module):
     """Causal self-attention: softmax(q k / sqrt(D) + bias) v (RoFormer eq. 2), with grouped keys and values."""
 
@@ -140,8 +151,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.n_head, config.n_kv_head, config.n_kv_head
         self.d_head = config.d_head
-        self.qkv = matrix(config.d_model, sum(self.heads) * config.d_head)
-        self.out = matrix(config.d_model, config.d_model)
+        self.qkv = Matrix(config.d_model, sum(self.heads) * config.d_head)
+        self.out = Matrix(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, scene: "Scene", layer: int) -> Tensor:
         B, T, C = x.shape
@@ -191,8 +202,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = matrix(config.d_model, 2 * config.d_ff)
-        self.down = matrix(config.d_ff, config.d_model)
+        self.gate_up = Matrix(config.d_model, 2 * config.d_ff)
+        self.down = Matrix(config.d_ff, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, d_ff) each
@@ -299,11 +310,11 @@ class Transformer(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size is not known: give the tokenizer's number of entries")
         self.config = config
-        self.embedding = skip_init(nn.Embedding, config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.position = SCHEMES[config.position](config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.head = None if config.tie_embeddings else matrix(config.d_model, config.vocab_size)
+        self.head = None if config.tie_embeddings else Matrix(config.d_model, config.vocab_size)
         self.draw_first_values(seed)
 
     @torch.no_grad()
@@ -394,9 +405,6 @@ class Transformer(nn.Module):
     def new_cache(self, batch_size: int, length: int) -> Cache:
         """An empty cache for `batch_size` sequences of up to `length` tokens."""
         return Cache(self.config, batch_size, length, self.embedding.weight)
-
-
-matrix = partial(skip_init, nn.Linear, bias=False)
 
 
 def shared_sha256(model: Transformer) -> str:

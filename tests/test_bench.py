@@ -106,7 +106,11 @@ def test_the_file_has_rows_of_exactly_the_stated_keys(tmp_path):
     assert all("transformers" in row["peers"] and row["limit"] > 0 for row in by_bench["rope"])
     speed, cost_of_rope = by_bench["train"]
     assert {"transformers eager", "transformers sdpa"} <= set(speed["peers"])
-    assert (speed["unit"], cost_of_rope["unit"], cost_of_rope["ratio"]) == ("tokens/s", "%", None)
+    assert speed["unit"] == cost_of_rope["unit"] == "tokens/s"
+    assert list(cost_of_rope["peers"]) == ["none eager"]
+    last = content["rounds"][-1]
+    assert times_better(last["rope eager"], last["none eager"], "tokens/s")["ratio"] == cost_of_rope["ratio"]
+    assert cost_of_rope["ratio_low"] <= cost_of_rope["ratio"] <= cost_of_rope["ratio_high"]
     for row, rounds in zip(content["rows"], content["rounds"], strict=True):  # the ratio can be had from the rounds
         if row["bench"] == "rope":
             best = min(row["peers"], key=row["peers"].get)
@@ -232,8 +236,9 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_go
     for library in ("transformers", "x-transformers", "rotary-embedding-torch"):
         assert said.count(f"\n{library} is not installed") + said.startswith(f"{library} is not installed") == 1
     assert set(content["missing"]) == {"transformers", "x-transformers", "rotary-embedding-torch"}
-    assert content["rows"]
-    assert all(row["ratio"] is None and row["ours"] for row in content["rows"])
+    peers = [list(row["peers"]) for row in content["rows"]]
+    assert [each for each in peers if each] == [["none eager"]]  # ours without positions needs no library
+    assert all((row["ratio"] is None) == (not row["peers"]) and row["ours"] for row in content["rows"])
 
 
 def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkeypatch, capsys):

@@ -338,20 +338,17 @@ def result_script(name: str):
     return module
 
 
-def test_the_figures_in_the_readme_are_those_of_the_committed_results():
+@pytest.mark.parametrize(
+    ("file", "marks", "section"),
+    [("compare.json", "MARKS", "section"), ("bench.json", "SPEED_MARKS", "speed_section")],
+    ids=["comparison", "speeds"],
+)
+def test_the_figures_in_the_readme_are_those_of_the_committed_results(file, marks, section):
     publish = result_script("publish")
-    summary = json.loads((REPOSITORY / "results" / "compare.json").read_text())
-    begin, end = publish.MARKS
+    content = json.loads((REPOSITORY / "results" / file).read_text())
+    begin, end = getattr(publish, marks)
     stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
-    assert stated == publish.section(summary)
-
-
-def test_the_speeds_in_the_readme_are_those_of_the_committed_results():
-    publish = result_script("publish")
-    content = json.loads((REPOSITORY / "results" / "bench.json").read_text())
-    begin, end = publish.SPEED_MARKS
-    stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
-    assert stated == publish.speed_section(content)
+    assert stated == getattr(publish, section)(content)
 
 
 def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():

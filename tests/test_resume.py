@@ -262,6 +262,21 @@ def test_the_best_the_last_and_the_one_before_are_kept(small, tmp_path, monkeypa
     assert result(folder)["best"] == {"step": 2, "loss": 3.0}
 
 
+def test_what_could_not_be_removed_at_once_is_removed_later(small, tmp_path, monkeypatch):
+    real, refused = shutil.rmtree, []
+
+    def rmtree(path, *args, **kwargs):
+        if Path(path).name.startswith(".old-") and Path(path).exists() and len(refused) < 2:
+            refused.append(path)  # a disk that is read-only for a moment: ignore_errors hides it
+            return
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    folder = run(small, tmp_path / "run", "--run.save_every", "1")
+    assert len(refused) == 2
+    assert {each.name for each in (folder / "checkpoints").iterdir()} == {f"step-{n}" for n in steps_saved(folder)}
+
+
 def test_the_lowest_look_is_saved_though_no_save_was_due(small, tmp_path, monkeypatch):
     looks(monkeypatch, 5.0, math.nan, 4.0, 6.0)
     folder = run(small, tmp_path / "run", "--run.eval_every", "2", "--run.save_every", "5")
