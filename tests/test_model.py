@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model import EXPLICIT_UP_TO, ModelConfig, Transformer, shared_sha256
+from model import EXPLICIT_UP_TO, ModelConfig, Transformer, explicit_attention, shared_sha256
 from positions import SCHEMES, PastTheEnd
 from rope import RopeConfig, to_half_split
 
@@ -330,6 +331,35 @@ def test_explicit_and_fused_attention_agree(
     assert_close(cached_logits(fused, tokens, chunks), cached_logits(explicit, tokens, chunks), atol=tolerance)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 24])
+def test_blocks_of_queries_compute_the_same_with_the_same_gradients(length: int) -> None:
+    q, k, v = torch.randn(3, 2, 4, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    later = torch.ones(length, length).triu(1).bool()
+    bias = torch.randn(4, length, length, dtype=torch.float64).masked_fill(later, -math.inf)
+    inputs = [x.requires_grad_() for x in (q, k, v, bias)]
+    plain, blocks = (explicit_attention(*inputs, triangular=triangular) for triangular in (False, True))
+    assert_close(blocks, plain, atol=1e-12)
+    weights = torch.randn_like(plain)
+    for ours, theirs in zip(
+        torch.autograd.grad((blocks * weights).sum(), inputs),
+        torch.autograd.grad((plain * weights).sum(), inputs),
+        strict=True,
+    ):
+        assert_close(ours, theirs, atol=1e-12)
+
+
+@every_scheme
+def test_a_training_pass_leaves_out_three_eighths_of_explicit_attention(position: str) -> None:
+    """All of them masked: what was computed is the rest of the scores, and of the values weighted by them."""
+    model, tokens = build(position, attention="explicit"), some_tokens(T, batch_size=1)
+    with FlopCounterMode(display=False) as counted:
+        model(tokens, torch.arange(T))  # positions that might be anything: all scores are needed
+    with FlopCounterMode(display=False) as fewer:
+        model(tokens)
+    attention = model.config.n_layer * 2 * 2 * T * T * model.config.d_model
+    assert counted.get_total_flops() - fewer.get_total_flops() == attention * 3 / 8
+
+
 @pytest.mark.parametrize("position", ["none", "alibi", "rope"])
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 2e-5), (True, BFLOAT16_TOLERANCE)])
 def test_auto_attention_changes_over_without_a_step(position: str, autocast: bool, tolerance: float) -> None:
@@ -357,17 +387,7 @@ def test_the_model_works_in_float64(position: str, attention: str) -> None:
         assert_close(logits_of(explicit, tokens, torch.arange(T) + 16384), logits_of(explicit, tokens), atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "position",
-    [
-        name
-        if name == "t5"
-        else pytest.param(
-            name,
-        )
-        for name in SCHEMES
-    ],
-)
+@every_scheme
 def test_fused_attention_with_a_mask_keeps_float64(position: str) -> None:
     explicit, fused = (build(position, attention=attention).double() for attention in ("explicit", "fused"))
     tokens, positions = some_tokens(), torch.arange(T) + 3
