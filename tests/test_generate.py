@@ -352,6 +352,29 @@ def test_the_cache_is_allocated_once_and_written_in_place(finished, monkeypatch)
 # ---- text as it comes ------------------------------------------------------------------------------------------------
 
 
+def test_weights_lie_by_columns_while_one_sample_is_drawn_and_can_be_trained_on_after_it(finished):
+    model = load_run(finished("rope")).model
+    tensors = dict(model.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in tensors.items()}
+
+    def by_columns() -> list[str]:
+        return [name for name, weight in tensors.items() if not weight.is_contiguous()]
+
+    drawing = generate.sample(model, [1, 2], 8, temperature=0, seed=0)
+    next(drawing)
+    wide = [name for name, weight in tensors.items() if weight.dim() == 2 and weight.shape[0] > weight.shape[1]]
+    assert by_columns() == wide
+    assert "blocks.0.mlp.gate_up.weight" in wide
+    drawing.close()  # before it was through
+    assert by_columns() == []
+    assert all(torch.equal(weight, before[name]) for name, weight in tensors.items())
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert all(weight.grad is not None for weight in tensors.values())
+    several = generate.samples(model, [1, 2], 8, temperature=0, seed=0, number=2)
+    next(several)
+    assert by_columns() == []
+
+
 def test_one_sample_is_printed_and_flushed_before_the_next_token_is_computed(finished, monkeypatch):
     class Screen(io.StringIO):
         flushed = ""
