@@ -41,7 +41,7 @@ BASES = [100, 1000, 1_000_000]  # 10,000 is the default, and part of the schemes
 TRAINED = train.ModelConfig.seq_len
 LENGTHS = [TRAINED // 4, TRAINED // 2, *(TRAINED * n for n in (1, 2, 4, 8, 16))]
 PAST = [TRAINED * n for n in (1, 2, 4, 8)]
-TUNED_AT, TUNING_STEPS = 4 * TRAINED, 100
+TUNED_AT, TUNING_STEPS, TUNING_ROWS = 4 * TRAINED, 100, 8
 TASKS = Path("configs", "tasks.yaml")  # of the runs on tasks: shorter than those on text, see results/TASKS.md
 TASKS_TRAINED = yaml.safe_load((HERE.parent / TASKS).read_text(encoding="utf-8"))["model"]["seq_len"]
 MIXTURE = ["--data.corpus", "task:all", "--run.learning_rate", "0.002", "--run.steps", "5000"]  # a thousand a task
@@ -143,6 +143,7 @@ def study() -> tuple[dict[str, Run], list[Result]]:
 
     tasks = ["--config", str(TASKS), *MIXTURE]
     longer = ["--model.seq_len", str(TUNED_AT), "--run.steps", str(TUNING_STEPS)]
+    longer += ["--run.batch_size", str(TUNING_ROWS)]
     longer_tasks = ["--model.seq_len", str(4 * TASKS_TRAINED), "--run.steps", str(TUNING_STEPS)]
     for seed in SEEDS:
         for scheme in SCHEMES:

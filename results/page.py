@@ -15,7 +15,19 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
-from make import BASES, SCALINGS, SCHEMES, TASKS, TASKS_TRAINED, TRAINED, TUNINGS, study  # noqa: E402
+from make import (  # noqa: E402
+    BASES,
+    SCALINGS,
+    SCHEMES,
+    TASKS,
+    TASKS_TRAINED,
+    TRAINED,
+    TUNED_AT,
+    TUNING_ROWS,
+    TUNING_STEPS,
+    TUNINGS,
+    study,
+)
 
 import compare  # noqa: E402
 import evaluate  # noqa: E402
@@ -407,9 +419,9 @@ def main() -> None:
             zero_shot and scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot),
         ),
         *part(
-            "The same after 100 steps of tuning at 1024",
-            "Every line has seen the same tokens; `none` is the control without a scaling. The baseline is the untuned "
-            "run, cropped to 256, on the same targets.",
+            f"The same after {TUNING_STEPS} steps of tuning at {TUNED_AT}",
+            f"{TUNING_ROWS} rows a step. Every line has seen the same tokens; `none` is the control without a scaling. "
+            "The baseline is the untuned run, cropped to 256, on the same targets.",
             tuned
             and zero_shot
             and scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], of(zero_shot, scaling="none")),
@@ -451,7 +463,8 @@ def section(schemes: Rows, zero_shot: Rows, tuned: Rows, parts: dict[str, Rows],
         lines += ["Scalings of the rope runs, nothing trained, nats above merely cropping to the last 256 tokens:", ""]
         lines += [*scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot), ""]
     if tuned and zero_shot:
-        lines += ["After 100 steps of tuning at 1024, nats above the untuned run cropped to 256:", ""]
+        how = f"{TUNING_STEPS} steps of {TUNING_ROWS} x {TUNED_AT} tokens"
+        lines += [f"After tuning for {how}, nats above the untuned run cropped to 256:", ""]
         base = of(zero_shot, scaling="none")
         lines += [*scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], base), ""]
     lines.append(
