@@ -51,11 +51,12 @@ from tqdm import tqdm
 import compare
 import cost
 import data
+import machine
 import train
 from checkpoint import versions, write_whole
 from cli import BadInput, Parser, RunFailed, nearest, run
 from compare import commit
-from evaluate import Autocast, markdown, refuse_unwritable, score, target_nats
+from evaluate import markdown, refuse_unwritable, score, target_nats
 from generate import sample
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
@@ -274,10 +275,10 @@ def shapes(asked: Any, default: list[tuple[int, int]]) -> Iterator[ModelConfig]:
         yield config
 
 
-def precisions(asked: str) -> list[tuple[str, Autocast]]:
+def precisions(asked: str) -> list[tuple[str, machine.Autocast]]:
     """The precisions to measure; auto is fp32, and bf16 too where the hardware has it."""
-    every = ["bf16", "fp32"] if train.bf16_is_native(CPU) else ["fp32"]
-    return [train.pick_precision(name, CPU) for name in (every if asked == "auto" else [asked])]
+    every = ["bf16", "fp32"] if machine.bf16_is_native(CPU) else ["fp32"]
+    return [machine.pick_precision(name, CPU) for name in (every if asked == "auto" else [asked])]
 
 
 def can_compile(asked: Any) -> bool:
@@ -289,7 +290,9 @@ def can_compile(asked: Any) -> bool:
     return asked.compile and there
 
 
-def training_step(model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: Autocast) -> Callable:
+def training_step(
+    model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: machine.Autocast
+) -> Callable:
     """One optimiser step of train.py on random tokens: gradients, clipping, AdamW. The same for every contender."""
     settings = train.RunConfig()
     draw = torch.Generator().manual_seed(0)
@@ -559,7 +562,7 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
     """Seconds of scoring every token of one window."""
     model = Transformer(config).eval()
     tokens = torch.randint(config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
-    _, autocast = train.pick_precision("fp32", CPU)
+    _, autocast = machine.pick_precision("fp32", CPU)
     began = time.perf_counter()
     target_nats(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
     return time.perf_counter() - began
@@ -567,7 +570,7 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
 
 def train_once(config: ModelConfig, rows: int) -> float:
     """Seconds of the better of two training steps, after one that warms up."""
-    _, autocast = train.pick_precision("fp32", CPU)
+    _, autocast = machine.pick_precision("fp32", CPU)
     step = training_step(Transformer(config), config, rows, rows, autocast)
     return min(take_turns({"step": step}, 2, 0)["step"])
 
@@ -668,7 +671,7 @@ def against_trainer(asked: Any, flags: list[str], folder: Path) -> Iterator[tupl
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
     shape = train.with_vocabulary(shape, corpus)
-    precision, autocast = train.pick_precision(config.precision, CPU)
+    precision, autocast = machine.pick_precision(config.precision, CPU)
     rehearsal = max(2, asked.rehearsal)  # steps, of each, that say how many fit into the seconds
 
     def ours(steps: int, out: str) -> dict[str, Any]:

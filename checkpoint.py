@@ -55,7 +55,6 @@ from cli import BadInput
 from data import DataConfig, read_tokenizer
 from distributed import ALONE, World, shard_of, whole
 from model import ModelConfig, Transformer
-from positions import extend_table
 from rope import RopeConfig
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
@@ -617,91 +616,9 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
 
 
-def load_start(path: str | Path) -> Run:
-    """Load the run that another one is to start from.
-
-    Raises:
-        BadInput: as `load_run`, naming the flag.
-    """
-    try:
-        return load_run(path)
-    except BadInput as error:
-        raise BadInput(f"--run.init_from {error}") from error
-
-
-MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
-
-
 def weights_sha256(path: Path) -> str:
     """The hash of a run's weights, its identity."""
     return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-
-
-def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
-    """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
-    before = asdict(old.model_config)
-    kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
-    if before["position"] == "rope":
-        kept.append(("rope.layout", before["rope"]["layout"], model["rope"]["layout"]))
-    for name, was, now in kept:
-        if was != now:
-            raise BadInput(
-                f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}, which were trained with "
-                f"{was}: leave it out"
-            )
-
-
-def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
-    """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
-    if tokenizer.to_str() != old.tokenizer.to_str():
-        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
-        raise BadInput(
-            f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path} was trained "
-            f"with ({theirs}): use --data.tokenizer {old.path / 'tokenizer.json'}"
-        )
-
-
-def start_from(old: Run, model: Transformer, extend_learned: str | None) -> None:
-    """Put a finished run's weights into a new model, whose length and rotation may be others.
-
-    Args:
-        old: the finished run.
-        model: the new one, at its first values.
-        extend_learned: how learned positions grow: see `positions.extend_table`.
-
-    Raises:
-        BadInput: where the weights would not fit, or would mean something else.
-    """
-    here = f"--run.init_from {old.path}"
-    refuse_other_shape(old, asdict(model.config))
-    weights, scheme = old.model.state_dict(), model.config.position
-    if extend_learned and scheme != "learned":
-        raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
-    if scheme == "learned":
-        table, fresh = weights["position.table"], model.position.table.detach()
-        if len(fresh) > len(table) and not extend_learned:
-            raise BadInput(
-                f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}, which end at "
-                f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
-            )
-        weights["position.table"] = extend_table(table, fresh, extend_learned)
-    if scheme == "rope":
-        learned = weights.pop("position.log_factor", None)
-        if model.position.log_factor is not None:
-            mine = model.position.log_factor.detach()
-            learned = mine if learned is None else learned
-            if len(learned) != len(mine):
-                raise BadInput(
-                    f"--model.rope.fraction {model.config.rope.fraction:g} rotates {len(mine)} pairs, and {here} has "
-                    f"learned factors for {len(learned)}: leave it out"
-                )
-            weights["position.log_factor"] = learned
-        elif learned is not None and model.config.rope.scaling != "longrope":
-            raise BadInput(
-                f"--model.rope.learn_factors false would drop the factors that {here} has learned: leave it out, or "
-                f"take them as lists, --config {old.path / 'longrope.yaml'}"
-            )
-    model.load_state_dict(weights)
 
 
 class Curves:

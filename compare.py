@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import machine
 import train
 from checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
 from cli import BadInput, RunFailed, nearest, run
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         jobs_at_once = min(asked.jobs or sys.maxsize, len(asked.schemes) * len(asked.seeds))
         threads = run_config.threads or slurm.cpus
     else:
-        if train.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
+        if machine.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
             jobs_at_once = 1  # one accelerator
         threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
     try:
@@ -246,8 +247,8 @@ def work(job: Job) -> None:
         torch.set_num_threads(job.run.threads)
     if job.run.overwrite or read_result(job.folder).get("status") != "finished":
         train.train(job.data, job.model, replace(job.run, resume=not job.run.overwrite))
-    device = train.pick_device(job.run.device)
-    _, autocast = train.pick_precision(job.run.precision, device)
+    device = machine.pick_device(job.run.device)
+    _, autocast = machine.pick_precision(job.run.precision, device)
     loaded = load_run(job.folder, str(device))
     corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
     if isinstance(corpus, TaskCorpus):

@@ -45,6 +45,7 @@ import data
 from checkpoint import Run, load_run, read_result, versions, write_whole
 from cli import BadInput, Parser, nearest, run
 from data import Corpus
+from machine import Autocast, pick_device, pick_precision
 from model import Transformer
 from positions import SCHEMES, PastTheEnd, Position
 from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
@@ -56,8 +57,6 @@ FIXED_TARGETS = 32
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Inputs and targets, (B, T) each; a target of -100 is not scored."""
 
-Autocast = Callable[[], torch.autocast]
-"""Makes the context in which a model runs, its precision."""
 
 STYLE = {  # one look per scaling, told apart without colour by dash and marker; None: a scheme that does not rotate
     None: ("#56B4E9", "-", "o"),
@@ -448,8 +447,6 @@ def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dic
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure what the command line asks for, and return what goes into the JSON file."""
-    from train import pick_device, pick_precision  # here, since train.py imports this file
-
     parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=str, help="a run folder that train.py made, runs/rope say")
     parser.add_argument(

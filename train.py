@@ -8,7 +8,8 @@
 
 Values come from the defaults, then from config files and flags in the order they stand on the line. `--print_config`
 shows the outcome, and every run folder keeps it (see checkpoint.py for the files). The last command tunes a finished
-run: its weights go on being trained, at another length or scaling, and its config lies under files and flags.
+run: its weights go on being trained, at another length or scaling, and its config lies under files and flags (see
+tune.py).
 
 A run that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last whole checkpoint (see checkpoint.py)
 when the same command is given again with `--run.resume true`, or in short
@@ -22,7 +23,6 @@ Started by torchrun, one run is spread over many processes, and computes the sam
 
 import hashlib
 import math
-import os
 import sys
 import time
 import warnings
@@ -42,33 +42,22 @@ from checkpoint import (
     Curves,
     Run,
     RunFolder,
-    load_start,
     read_metrics,
     refuse_other_config,
-    refuse_other_shape,
-    refuse_other_tokenizer,
     refuse_taken,
-    start_from,
     verified,
     versions,
     weights_sha256,
 )
 from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
 from distributed import ALONE, World, assembled, begin, reducing, whole
-from evaluate import Autocast, Score, score
+from evaluate import Score, score
 from generate import sample, trial
+from machine import Autocast, pick_device, pick_precision, refuse_too_large
 from model import ModelConfig, Transformer, shared_sha256
-from rope import OPTIONS, SCALING_FIELDS, RopeConfig
+from rope import RopeConfig
 from tasks import TaskCorpus, refuse_unknown_task
-
-KEPT_IN_TUNING = (
-    *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
-    *("beta1", "beta2", "grad_clip", "eval_windows", "precision"),
-)
-# The whole rate anew undoes much of what its fall to zero had won. 100 steps of the default run at 1,024 tokens (one
-# seed) end this far above its loss cropped to 256, in nats, at the whole rate and at a third: no scaling 0.084, 0.062;
-# ntk 0.072, 0.053; yarn with beta_fast 8 0.061, 0.024.
-SLOWER_IN_TUNING = 3  # times
+from tune import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,7 @@ def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig,
     folder = given.get("run.init_from")
     old = load_start(folder) if folder else None
     if old:
-        parser.set_defaults(under(old, given))
+        parser.set_defaults(under(old, given, RunConfig))
     asked = parser.parse_args(argv)
     if old:  # before the sections are made, whose own complaints would hide what is wrong
         unset = {name: value for name, value in asdict(old.model_config).items() if asked.model[name] is None}
@@ -237,38 +226,6 @@ def explicit(argv: list[str] | None, parser: Parser) -> Any:
     return parser.parse_args(words, defaults=False)
 
 
-def under(old: Run, given: Any) -> dict[str, Any]:
-    """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from."""
-    values = {f"data.{name}": value for name, value in asdict(old.data).items()}
-    values |= {f"model.{name}": value for name, value in asdict(old.model_config).items() if name != "rope"}
-    rope = asdict(old.model_config.rope)
-    if (scaling := given.get("model.rope.scaling", rope["scaling"])) != rope["scaling"]:
-        rope = {k: v for k, v in rope.items() if k not in SCALING_FIELDS or k in set.union(*OPTIONS[scaling])}
-    if old.model_config.position == "rope" and rope["original_length"] is None:
-        rope["original_length"] = old.model_config.seq_len
-    values |= {f"model.rope.{name}": value for name, value in rope.items()}
-    try:
-        settings = RunConfig(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
-    values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
-    values["run.learning_rate"] /= SLOWER_IN_TUNING
-    text = ("corpus", "subset", "split", "column", "max_bytes")
-    before, now = ([part(f"data.{n}", values[f"data.{n}"]) for n in text] for part in (values.get, given.get))
-    before, now = (["kjv" if str(x).startswith("task:") else x for x in part] for part in (before, now))
-    if old.data.tokenizer == "bpe" and before != now:  # tasks have the tokenizer of kjv
-        values["data.tokenizer"] = str(old.path / "tokenizer.json")  # a BPE trained on another text would be another
-    return values
-
-
-def tuned_name(old: Run, config: ModelConfig) -> str:
-    """A name for a tuned run that says what is new about it, and is never the old one."""
-    rope = config.rope if config.position == "rope" else RopeConfig()
-    parts = [old.settings["name"], str(config.seq_len)]
-    parts += [rope.scaling] * (rope.scaling != "none") + ["factors"] * rope.learn_factors
-    return "-".join(parts)
-
-
 def with_vocabulary(config: ModelConfig, corpus: data.Corpus) -> ModelConfig:
     """The model's config with rows for every entry of the tokenizer.
 
@@ -280,74 +237,6 @@ def with_vocabulary(config: ModelConfig, corpus: data.Corpus) -> ModelConfig:
             f"--model.vocab_size {config.vocab_size} is below the tokenizer's {corpus.vocab_size} entries: leave it out"
         )
     return replace(config, vocab_size=config.vocab_size or corpus.vocab_size)
-
-
-def pick_device(asked: str) -> torch.device:
-    """The device asked for, or the best there is.
-
-    Raises:
-        BadInput: if it is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return torch.device(next(name for name, available in there.items() if available))
-    if not there[asked]:
-        raise BadInput(f"--run.device {asked} is not on this machine: use {' or '.join(n for n in there if there[n])}")
-    return torch.device(asked)
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware. Where it only emulates it, fp32 is many times faster."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    return False
-
-
-def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
-    """fp32 or bf16, and a maker of the context in which the model then runs."""
-    native = bf16_is_native(device)
-    precision = asked if asked != "auto" else "bf16" if native else "fp32"
-    if precision == "bf16" and not native:
-        warnings.warn(
-            f"this {device.type} only emulates bf16, which is slow: --run.precision fp32 is faster", stacklevel=2
-        )
-    return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def refuse_too_large(shape: ModelConfig, config: RunConfig, rows: int, device: torch.device, size: int) -> None:
-    """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
-
-    Counted is what no way of computing does without, 4 bytes a number: weights, their gradients and AdamW's two means,
-    the batch's token ids (8 bytes each, inputs and targets), and of the rows that go through the model at once the
-    logits with their gradient and what every block keeps for the backward pass. Of `size` processes that shard their
-    numbers each GPU keeps its part; on a CPU they all lie in one memory.
-    """
-    shards = size if config.shard and device.type == "cuda" else 1
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    elif not hasattr(os, "sysconf"):
-        return  # Windows, which says it otherwise
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
-    for needed, flags in (
-        (
-            16 * shape.parameters() // shards,
-            ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
-        ),
-        (16 * config.batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),
-        (4 * kept * rows * shape.seq_len, ("run.micro_batch_size", "model.seq_len", "model.d_model", "model.n_layer")),
-    ):
-        if needed > there:
-            values = {"run.batch_size": config.batch_size, "run.micro_batch_size": rows}
-            given = (f"--{flag} {values.get(flag) or getattr(shape, flag.split('.')[1])}" for flag in flags)
-            raise BadInput(
-                f"{', '.join(given)} would need {needed / 1e9:,.0f} GB of memory at least, and this machine's "
-                f"{device.type} has {there / 1e9:,.0f}: choose smaller ones"
-            )
 
 
 def make_optimizer(model: Transformer, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -506,7 +395,7 @@ def prepare(
     model_config = with_vocabulary(model_config, corpus)
     fitting = max(1, 2048 // model_config.seq_len) if device.type == "cpu" else config.batch_size
     rows = config.micro_batch_size or min(fitting, config.batch_size)
-    refuse_too_large(model_config, config, rows, device, world.size)
+    refuse_too_large(model_config, config.batch_size, rows, device, world.size if config.shard else 1)
     bare = Transformer(model_config, config.seed)
     if old:
         start_from(old, bare, config.extend_learned)

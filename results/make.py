@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 import compare  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import machine  # noqa: E402
 import train  # noqa: E402
 from checkpoint import load_run, read_metrics, read_result, write_whole  # noqa: E402
 from cli import BadInput, RunFailed, nearest, run  # noqa: E402
@@ -221,9 +222,9 @@ def measure(one: Result, runs: dict[str, Run]) -> None:
         loaded = load_run(folder)
         seed, rows = loaded.settings["seed"], loaded.settings["batch_size"]
         corpus = data.load(loaded.data, seed, rows, loaded.model_config.seq_len)
-        _, autocast = train.pick_precision(loaded.settings["precision"], train.pick_device("cpu"))
+        _, autocast = machine.pick_precision(loaded.settings["precision"], machine.pick_device("cpu"))
         losses = evaluate.loss_by_length(
-            loaded.model, corpus, "validation", LENGTHS, train.pick_device("cpu"), autocast
+            loaded.model, corpus, "validation", LENGTHS, machine.pick_device("cpu"), autocast
         )
         curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]
         made |= {"loss_by_length": losses, "curve": curve}

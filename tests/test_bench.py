@@ -15,6 +15,7 @@ import yaml
 import bench
 import cost
 import data
+import machine
 import train
 from bench import Row, compared, take_turns, times_better, verdict
 from cli import BadInput
@@ -358,7 +359,7 @@ def losses(corpus: data.Corpus, compile_: bool = False, **how) -> list[float]:
     """Losses of 50 training steps of a tiny model."""
     model = Transformer(ModelConfig(vocab_size=corpus.vocab_size, d_model=32, n_layer=2, n_head=2, seq_len=16, **how))
     optimizer = train.make_optimizer(model, train.RunConfig(), bench.CPU)
-    _, autocast = train.pick_precision("fp32", bench.CPU)
+    _, autocast = machine.pick_precision("fp32", bench.CPU)
     out = []
     for step in range(50):
         out.append(train.gradients(model, *corpus.batch(step), 4, bench.CPU, autocast))

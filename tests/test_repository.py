@@ -25,6 +25,7 @@ import compare
 import data
 import evaluate
 import generate
+import machine
 import train
 from cli import BadInput
 from positions import SCHEMES
@@ -200,7 +201,7 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
         patch.setattr(generate, "load_run", stop)
         patch.setattr(evaluate, "load_run", stop)
         patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
-        patch.setattr(train, "bf16_is_native", lambda device: True)
+        patch.setattr(machine, "bf16_is_native", lambda device: True)
         patch.setattr(shutil, "which", lambda program: program)  # a cluster's, say
         with pytest.raises(Reached) as reached:
             MAIN[words[0]](words[1:])

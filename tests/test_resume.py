@@ -31,6 +31,7 @@ from strikes import events, outcome
 import checkpoint
 import cli
 import compare
+import machine
 import train
 from checkpoint import RunFolder, last_whole, read_checkpoint, steps_saved
 from cli import BadInput, RunFailed
@@ -557,9 +558,9 @@ def test_a_text_or_a_precision_that_changed_is_refused(small, tmp_path, text, mo
     own = ["--data.corpus", str(corpus), "--run.precision", "auto"]
     folder = killed(small, tmp_path / "run", 5, *own)
     before = (folder / "metrics.jsonl").read_bytes(), steps_saved(folder)
-    native = train.bf16_is_native(torch.device("cpu"))
+    native = machine.bf16_is_native(torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "bf16_is_native", lambda device: not native)
+        patch.setattr(machine, "bf16_is_native", lambda device: not native)
         with pytest.raises(BadInput, match=r"begun with precision \w+, not \w+"):
             run(small, folder, *own, *RESUME)
     corpus.write_text(text.replace("God", "gods"))

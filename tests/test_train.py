@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import checkpoint
 import cli
 import data
+import machine
 import train
 from checkpoint import load_run
 from cli import BadInput, RunFailed
@@ -461,7 +462,7 @@ def test_bytes_take_a_corpus_that_is_not_utf_8(small, tmp_path):
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_is_bf16_only_where_the_hardware_has_it(small, tmp_path, monkeypatch, native, precision):
-    monkeypatch.setattr(train, "bf16_is_native", lambda device: native)
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: native)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         folder = run(small, tmp_path / "run", "--run.precision", "auto")
@@ -470,7 +471,7 @@ def test_auto_precision_is_bf16_only_where_the_hardware_has_it(small, tmp_path, 
 
 @pytest.mark.parametrize("scheme", ["rope", "alibi"])
 def test_bf16_runs_where_it_is_emulated_and_warns(small, tmp_path, monkeypatch, scheme):
-    monkeypatch.setattr(train, "bf16_is_native", lambda device: False)
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: False)
     flags = ["--model.position", scheme, "--run.steps", "2"]
     with pytest.warns(UserWarning, match="only emulates bf16"):
         bf16 = run(small, tmp_path / "bf16", *flags, "--run.precision", "bf16")
@@ -484,7 +485,7 @@ def test_bf16_runs_where_it_is_emulated_and_warns(small, tmp_path, monkeypatch, 
 def test_the_warning_about_bf16_names_the_flag_on_one_line_without_python_in_it(
     small, tmp_path, monkeypatch, at_the_shell
 ):
-    monkeypatch.setattr(train, "bf16_is_native", lambda device: False)
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: False)
     argv = [*small, "--run.steps", "1", "--run.precision", "bf16", "--run.out", str(tmp_path / "run")]
 
     def show(message, category, filename, lineno, file=None, line=None):
@@ -503,15 +504,15 @@ def test_auto_device_is_the_first_there_is(monkeypatch):
     there = {"cuda": False, "mps": False}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
-    assert train.pick_device("auto").type == "cpu"
+    assert machine.pick_device("auto").type == "cpu"
     there["mps"] = True
-    assert train.pick_device("auto").type == "mps"
+    assert machine.pick_device("auto").type == "mps"
     there["cuda"] = True
-    assert train.pick_device("auto").type == "cuda"
-    assert train.pick_device("cpu").type == "cpu"
+    assert machine.pick_device("auto").type == "cuda"
+    assert machine.pick_device("cpu").type == "cpu"
     there["cuda"] = False
     with pytest.raises(BadInput, match=r"--run.device cuda is not on this machine: use mps or cpu"):
-        train.pick_device("cuda")
+        machine.pick_device("cuda")
 
 
 def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, monkeypatch):
@@ -649,7 +650,7 @@ def the_line(outcome) -> str:
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
     small, tmp_path, at_the_shell, monkeypatch, precision
 ):
-    monkeypatch.setattr(train, "bf16_is_native", lambda device: True)  # so that nothing warns
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: True)  # so that nothing warns
     folder = tmp_path / "run"
     monkeypatch.setattr(train, "learning_rate", lambda step, config: 1e30)
     outcome = at_the_shell(train.main, [*small, "--run.precision", precision, "--run.out", str(folder)])

@@ -21,6 +21,7 @@ import data
 import evaluate
 import generate
 import train
+import tune
 from checkpoint import load_run
 from cli import BadInput
 from model import ModelConfig, Transformer, shared_sha256
@@ -103,7 +104,7 @@ def test_print_config_shows_the_outcome(rope, capsys):
 
 def test_what_belongs_to_one_run_or_its_machine_does_not_lie_under(rope):
     old, (*_, run) = RunConfig(**section(rope, "run")), parsed("--run.init_from", str(rope))
-    aside = {"out", "name", "init_from", *set(asdict(run)).difference(train.KEPT_IN_TUNING)}
+    aside = {"out", "name", "init_from", *set(asdict(run)).difference(tune.KEPT_IN_TUNING)}
     for name, value in asdict(run).items():
         if name not in aside:
             assert value == (old.learning_rate / 3 if name == "learning_rate" else getattr(old, name))

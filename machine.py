@@ -1,0 +1,88 @@
+"""What a run works on: which device, in which precision, and whether its memory can hold the run at all."""
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from cli import BadInput
+from model import ModelConfig
+
+Autocast = Callable[[], AbstractContextManager]  # makes the context in which a model runs
+
+
+def pick_device(asked: str) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        BadInput: if it is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[asked]:
+        raise BadInput(f"--run.device {asked} is not on this machine: use {' or '.join(n for n in there if there[n])}")
+    return torch.device(asked)
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware. Where it only emulates it, fp32 is many times faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return False
+
+
+def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
+    """fp32 or bf16, and a maker of the context in which the model then runs."""
+    native = bf16_is_native(device)
+    precision = asked if asked != "auto" else "bf16" if native else "fp32"
+    if precision == "bf16" and not native:
+        warnings.warn(
+            f"this {device.type} only emulates bf16, which is slow: --run.precision fp32 is faster", stacklevel=2
+        )
+    return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int) -> None:
+    """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
+
+    Counted is what no way of computing does without, 4 bytes a number: weights, their gradients and AdamW's two means,
+    the batch's token ids (8 bytes each, inputs and targets), and of the rows that go through the model at once the
+    logits with their gradient and what every block keeps for the backward pass. Of processes that shard their numbers
+    each GPU keeps its part; on a CPU they all lie in one memory.
+
+    Args:
+        shape: the model's.
+        batch_size: rows of a step.
+        rows: those that go through the model at once.
+        device: that the model lies on.
+        shards: parts that the model is kept in, one a process; 1 if each keeps all of it.
+    """
+    shards = shards if device.type == "cuda" else 1
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif not hasattr(os, "sysconf"):
+        return  # Windows, which says it otherwise
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
+    for needed, flags in (
+        (
+            16 * shape.parameters() // shards,
+            ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
+        ),
+        (16 * batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),
+        (4 * kept * rows * shape.seq_len, ("run.micro_batch_size", "model.seq_len", "model.d_model", "model.n_layer")),
+    ):
+        if needed > there:
+            values = {"run.batch_size": batch_size, "run.micro_batch_size": rows}
+            given = (f"--{flag} {values.get(flag) or getattr(shape, flag.split('.')[1])}" for flag in flags)
+            raise BadInput(
+                f"{', '.join(given)} would need {needed / 1e9:,.0f} GB of memory at least, and this machine's "
+                f"{device.type} has {there / 1e9:,.0f}: choose smaller ones"
+            )

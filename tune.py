@@ -1,0 +1,151 @@
+"""Tuning: a run that starts from the weights of a finished one, at another length or under another scaling.
+
+    python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4 \\
+        --run.steps 100
+
+train.py reads such a command line with the old run's config lying under files and flags (`under`), refuses what the old
+weights were not trained for, and puts them into the new model (`start_from`).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from checkpoint import Run, load_run
+from cli import BadInput
+from model import ModelConfig, Transformer
+from positions import extend_table
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig
+
+KEPT_IN_TUNING = (
+    *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
+    *("beta1", "beta2", "grad_clip", "eval_windows", "precision"),
+)
+# The whole rate anew undoes much of what its fall to zero had won. 100 steps of the default run at 1,024 tokens (one
+# seed) end this far above its loss cropped to 256, in nats, at the whole rate and at a third: no scaling 0.084, 0.062;
+# ntk 0.072, 0.053; yarn with beta_fast 8 0.061, 0.024.
+SLOWER_IN_TUNING = 3  # times
+MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
+
+
+def load_start(path: str | Path) -> Run:
+    """Load the run that another one is to start from.
+
+    Raises:
+        BadInput: as `load_run`, naming the flag.
+    """
+    try:
+        return load_run(path)
+    except BadInput as error:
+        raise BadInput(f"--run.init_from {error}") from error
+
+
+def under(old: Run, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
+    """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from.
+
+    Args:
+        old: the finished run.
+        given: what files and flags give.
+        checked: RunConfig, which refuses settings that no run can have had.
+
+    Raises:
+        BadInput: if the old run's settings are such.
+    """
+    values = {f"data.{name}": value for name, value in asdict(old.data).items()}
+    values |= {f"model.{name}": value for name, value in asdict(old.model_config).items() if name != "rope"}
+    rope = asdict(old.model_config.rope)
+    if (scaling := given.get("model.rope.scaling", rope["scaling"])) != rope["scaling"]:
+        rope = {k: v for k, v in rope.items() if k not in SCALING_FIELDS or k in set.union(*OPTIONS[scaling])}
+    if old.model_config.position == "rope" and rope["original_length"] is None:
+        rope["original_length"] = old.model_config.seq_len
+    values |= {f"model.rope.{name}": value for name, value in rope.items()}
+    try:
+        settings = checked(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
+    values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
+    values["run.learning_rate"] /= SLOWER_IN_TUNING
+    text = ("corpus", "subset", "split", "column", "max_bytes")
+    before, now = ([part(f"data.{n}", values[f"data.{n}"]) for n in text] for part in (values.get, given.get))
+    before, now = (["kjv" if str(x).startswith("task:") else x for x in part] for part in (before, now))
+    if old.data.tokenizer == "bpe" and before != now:  # tasks have the tokenizer of kjv
+        values["data.tokenizer"] = str(old.path / "tokenizer.json")  # a BPE trained on another text would be another
+    return values
+
+
+def tuned_name(old: Run, config: ModelConfig) -> str:
+    """A name for a tuned run that says what is new about it, and is never the old one."""
+    rope = config.rope if config.position == "rope" else RopeConfig()
+    parts = [old.settings["name"], str(config.seq_len)]
+    parts += [rope.scaling] * (rope.scaling != "none") + ["factors"] * rope.learn_factors
+    return "-".join(parts)
+
+
+def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
+    """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
+    before = asdict(old.model_config)
+    kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
+    if before["position"] == "rope":
+        kept.append(("rope.layout", before["rope"]["layout"], model["rope"]["layout"]))
+    for name, was, now in kept:
+        if was != now:
+            raise BadInput(
+                f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}, which were trained with "
+                f"{was}: leave it out"
+            )
+
+
+def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
+    """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
+    if tokenizer.to_str() != old.tokenizer.to_str():
+        ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
+        raise BadInput(
+            f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path} was trained "
+            f"with ({theirs}): use --data.tokenizer {old.path / 'tokenizer.json'}"
+        )
+
+
+def start_from(old: Run, model: Transformer, extend_learned: str | None) -> None:
+    """Put a finished run's weights into a new model, whose length and rotation may be others.
+
+    Args:
+        old: the finished run.
+        model: the new one, at its first values.
+        extend_learned: how learned positions grow: see `positions.extend_table`.
+
+    Raises:
+        BadInput: where the weights would not fit, or would mean something else.
+    """
+    here = f"--run.init_from {old.path}"
+    refuse_other_shape(old, asdict(model.config))
+    weights, scheme = old.model.state_dict(), model.config.position
+    if extend_learned and scheme != "learned":
+        raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
+    if scheme == "learned":
+        table, fresh = weights["position.table"], model.position.table.detach()
+        if len(fresh) > len(table) and not extend_learned:
+            raise BadInput(
+                f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}, which end at "
+                f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
+            )
+        weights["position.table"] = extend_table(table, fresh, extend_learned)
+    if scheme == "rope":
+        learned = weights.pop("position.log_factor", None)
+        if model.position.log_factor is not None:
+            mine = model.position.log_factor.detach()
+            learned = mine if learned is None else learned
+            if len(learned) != len(mine):
+                raise BadInput(
+                    f"--model.rope.fraction {model.config.rope.fraction:g} rotates {len(mine)} pairs, and {here} has "
+                    f"learned factors for {len(learned)}: leave it out"
+                )
+            weights["position.log_factor"] = learned
+        elif learned is not None and model.config.rope.scaling != "longrope":
+            raise BadInput(
+                f"--model.rope.learn_factors false would drop the factors that {here} has learned: leave it out, or "
+                f"take them as lists, --config {old.path / 'longrope.yaml'}"
+            )
+    model.load_state_dict(weights)
