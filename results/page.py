@@ -293,7 +293,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
 
     def line(
         axis: Any, points: dict[int, list[float]], look: tuple[Any, ...], label: str, hollow: bool = False
@@ -328,7 +328,11 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
             if points:
                 line(axis, points, look, label)
         axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    titles = ("Schemes as trained", "rope, scaled, nothing trained", "rope, scaled and tuned 100 steps at 1024")
+    titles = (
+        "Schemes as trained",
+        "rope, scaled, nothing trained",
+        f"rope, scaled and tuned {TUNING_STEPS} steps at {TUNED_AT}",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log", base=2)
         axis.axvline(256, color="black", linewidth=0.8, linestyle=":")
@@ -337,7 +341,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
         axis.set(title=title, xlabel="tokens of context")
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, handlelength=3, loc="upper left", framealpha=0.5)
+            axis.legend(fontsize=8, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     axes[0].set_ylabel("loss on the same last tokens, nats")
     axes[1].set_ylabel("loss above cropping to 256, nats")
     figure.savefig(path, dpi=130)
