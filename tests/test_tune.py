@@ -1,6 +1,6 @@
 """Tuning: a run that starts from another's weights, at another length or scaling, or with learned factors.
 
-.venv/bin/python -m pytest tests/test_tuning.py
+.venv/bin/python -m pytest tests/test_tune.py
 """
 
 import hashlib
