@@ -726,7 +726,14 @@ class Curves:
             import wandb
 
             # W&B's own process is slow to start on a busy machine: half a minute, its default, was not always enough
-            settings = wandb.Settings(silent=True, console="off", init_timeout=60, x_service_wait=120)
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=60,
+                x_service_wait=120,
+                finish_timeout=300,  # or a run would wait for a server that is gone, for hours; `wandb sync` has it later
+                finish_timeout_raises=True,
+            )
             self.run = wandb.init(
                 project="minroformer",
                 name=name,

@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_train.py
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -633,6 +634,26 @@ def test_wandb_that_breaks_midway_does_not_end_the_run(small, tmp_path, at_the_s
     assert outcome.err.count("W&B could not") == 1  # said once
     assert result(folder)["status"] == "finished"
     assert len(losses(folder)) == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds W&B's process by Linux's /proc")
+def test_a_wandb_process_that_is_killed_does_not_end_the_run(small, tmp_path, at_the_shell, monkeypatch):
+    real, killed = train.learning_rate, []
+
+    def kill_wandbs_process(step: int, config: train.RunConfig) -> float:
+        for file in Path("/proc").glob("[0-9]*/stat") if step == 2 else ():
+            with contextlib.suppress(OSError):  # a process that has just ended
+                name, _, rest = file.read_text().partition("(")[2].rpartition(")")
+                if name == "wandb-core" and int(rest.split()[1]) == os.getpid():
+                    killed.append(os.kill(int(file.parent.name), signal.SIGKILL))
+        return real(step, config)
+
+    monkeypatch.setattr(train, "learning_rate", kill_wandbs_process)
+    folder, outcome = wandb_run(small, tmp_path, at_the_shell)
+    assert len(killed) == 1
+    assert outcome.code == 0
+    assert outcome.err.count("\n") == outcome.err.count("W&B could not") == 1, outcome.err
+    assert result(folder)["weights_sha256"] == result(run(small, tmp_path / "other"))["weights_sha256"]
 
 
 # ---- runs that end badly ---------------------------------------------------------------------------------------------
