@@ -32,8 +32,8 @@ faults: .venv/ready ## try to break a run: kill, damage, refuse, interrupt; rema
 
 audit: .venv/ready ## known weaknesses of the pinned libraries, by pip-audit in an environment of its own (needs the network)
 	test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit; }
-	$(BIN)/python -m pip freeze --exclude-editable > .cache/audit/frozen.txt
-	.cache/audit/bin/pip-audit --no-deps --disable-pip -r .cache/audit/frozen.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[^ ]*$$//' > .cache/audit/frozen.txt
+	.cache/audit/bin/pip-audit --strict --no-deps --disable-pip -r .cache/audit/frozen.txt
 
 lint: .venv/ready ## ruff: style and format
 	$(BIN)/ruff check .

@@ -27,8 +27,11 @@ class Ended:
     said: str
 
 
-def one_rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:
+def one_rank(rank: int, size: int, port: int, argv: list[str], log: str, wide: bool) -> None:
     """What torchrun would start, in a process of its own."""
+    if wide:
+        narrow = train.Transformer
+        train.Transformer, torch.Tensor.float = lambda *args: narrow(*args).double(), torch.Tensor.double
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -46,9 +49,10 @@ class Processes:
         size: how many.
         argv: the flags of each.
         logs: a folder for what they say.
+        wide: whether they compute in float64, which no option of train.py asks for.
     """
 
-    def __init__(self, argv: list[list[str]], logs: Path) -> None:
+    def __init__(self, argv: list[list[str]], logs: Path, wide: bool = False) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["train", "torch.distributed.fsdp", "torch._dynamo"])
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(REPOSITORY), *sys.path]))  # for that process
@@ -58,7 +62,7 @@ class Processes:
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"rank-{rank}.log" for rank in range(len(argv))]
         self.ranks = [
-            context.Process(target=one_rank, args=(rank, len(argv), port, flags, str(self.logs[rank])))
+            context.Process(target=one_rank, args=(rank, len(argv), port, flags, str(self.logs[rank]), wide))
             for rank, flags in enumerate(argv)
         ]
         for process in self.ranks:
@@ -74,6 +78,6 @@ class Processes:
         return [Ended(process.exitcode, log.read_text()) for process, log in zip(self.ranks, self.logs, strict=True)]
 
 
-def run_on(size: int, argv: list[str], logs: Path) -> list[Ended]:
+def run_on(size: int, argv: list[str], logs: Path, wide: bool = False) -> list[Ended]:
     """A run on several processes, from beginning to end."""
-    return Processes([argv] * size, logs).wait()
+    return Processes([argv] * size, logs, wide).wait()

@@ -62,6 +62,31 @@ def test_a_campaign_that_is_none_is_refused(at_the_shell):
     assert "did you mean kills?" in ended.err
 
 
+def looks_of(bytes_a_step: float = 0, files_a_step: float = 0, entries: int = 20) -> list[faults.Look]:
+    """What the soak sees of a run of 20,000 steps that leaks: memory comes in whole pages."""
+    steps = range(4000, 20_000, 50)
+    return [
+        faults.Look(n, (90_000 + int(bytes_a_step * n) // 4096) * 4096, 0, 12 + int(files_a_step * n), entries, 270_000)
+        for n in steps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("leak", "says"),
+    [
+        ({}, None),
+        ({"bytes_a_step": 4096 / 15_000}, None),  # one page
+        ({"bytes_a_step": 16}, "memory grew by 16.0 bytes a step"),  # Python's smallest object
+        ({"files_a_step": 1 / 5000}, "open files grew from 12"),
+        ({"entries": 40}, "40 entries in the folder"),
+    ],
+    ids=["flat", "one page", "an object a step", "a file in 5,000 steps", "checkpoints that stay"],
+)
+def test_the_soak_sees_the_smallest_leak_of_every_step(leak, says):
+    _, wrong = faults.not_flat(looks_of(**leak), faults.MOST_A_STEP["disabled"])
+    assert [re.match(says, each) is not None for each in wrong] == [True] if says else wrong == []
+
+
 # ---- what the campaigns found, each by itself ------------------------------------------------------------------------
 
 

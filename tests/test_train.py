@@ -3,19 +3,23 @@
 .venv/bin/python -m pytest tests/test_train.py
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
+import http.server
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -634,6 +638,89 @@ def test_wandb_that_breaks_midway_does_not_end_the_run(small, tmp_path, at_the_s
     assert outcome.err.count("W&B could not") == 1  # said once
     assert result(folder)["status"] == "finished"
     assert len(losses(folder)) == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds W&B's process by Linux's /proc")
+def test_a_wandb_process_that_is_killed_does_not_end_the_run(small, tmp_path, at_the_shell, monkeypatch):
+    real, killed = train.learning_rate, []
+
+    def kill_wandbs_process(step: int, config: train.RunConfig) -> float:
+        for file in Path("/proc").glob("[0-9]*/stat") if step == 2 else ():
+            with contextlib.suppress(OSError):  # a process that has just ended
+                name, _, rest = file.read_text().partition("(")[2].rpartition(")")
+                if name == "wandb-core" and int(rest.split()[1]) == os.getpid():
+                    killed.append(os.kill(int(file.parent.name), signal.SIGKILL))
+        return real(step, config)
+
+    monkeypatch.setattr(train, "learning_rate", kill_wandbs_process)
+    folder, outcome = wandb_run(small, tmp_path, at_the_shell)
+    assert len(killed) == 1
+    assert outcome.code == 0
+    assert outcome.err.count("\n") == outcome.err.count("W&B could not") == 1, outcome.err
+    assert result(folder)["weights_sha256"] == result(run(small, tmp_path / "other"))["weights_sha256"]
+
+
+class WandbServer(http.server.BaseHTTPRequestHandler):
+    """Stands in for W&B's server: it has no run yet, takes whatever is sent, and at some moment falls silent."""
+
+    silent = threading.Event()
+    ended = threading.Event()
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.silent.is_set():
+            self.ended.wait()
+        project = {"id": "p", "name": "minroformer", "entity": {"id": "e", "name": "me"}}
+        bucket = {"id": "r", "name": "r", "displayName": "r", "config": "{}", "historyLineCount": 0, "project": project}
+        data = {"model": {"bucket": None}, "upsertBucket": {"bucket": bucket, "inserted": True}}
+        if b"CreateRunFiles" in asked:
+            there = f"http://127.0.0.1:{self.server.server_port}/"
+            files = [{"name": name, "uploadUrl": there} for name in json.loads(asked)["variables"]["files"]]
+            data["createRunFiles"] = {"runID": "r", "uploadHeaders": [], "files": files}
+        answer = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_PUT = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_wandb_server_that_no_longer_answers_does_not_hold_a_finished_run(small, tmp_path, at_the_shell, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), WandbServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    real_settings, real_rate = wandb.Settings, train.learning_rate
+    limits = []
+
+    def settings(finish_timeout: float, **others: Any) -> wandb.Settings:
+        limits.append(finish_timeout)
+        return real_settings(finish_timeout=2, **others)  # seconds, and not minutes
+
+    def rate(step: int, config: train.RunConfig) -> float:
+        if step == 2:
+            WandbServer.silent.set()
+        return real_rate(step, config)
+
+    monkeypatch.setattr(wandb, "Settings", settings)
+    monkeypatch.setattr(train, "learning_rate", rate)
+    try:
+        folder, outcome = wandb_run(small, tmp_path, at_the_shell, "online")
+    finally:
+        WandbServer.ended.set()
+        server.shutdown()
+        server.server_close()
+    assert WandbServer.silent.is_set()
+    assert limits == [300]
+    assert outcome.code == 0
+    assert outcome.err.count("W&B could not finish (Timed out") == outcome.err.count("W&B could not") == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert result(folder)["status"] == "finished"
+    assert list(folder.glob("wandb/run-*/run-*.wandb"))  # what `wandb sync` sends later
 
 
 # ---- runs that end badly ---------------------------------------------------------------------------------------------
