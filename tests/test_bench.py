@@ -203,6 +203,25 @@ def test_the_page_of_costs_has_every_series_and_the_estimates(tmp_path, monkeypa
     assert text.count("| power") == 4
 
 
+def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
+    runs = []
+
+    def run(steps: int) -> float:
+        runs.append(steps)
+        return 2 + 0.1 * steps  # a start that weighs less in a longer run
+
+    steps, seconds = bench.fitted(run, 10, 60)
+    assert seconds == pytest.approx(60, rel=1 / 30)
+    assert seconds == 2 + 0.1 * steps
+    assert runs[0] == 10
+    assert runs[-1] == steps
+
+
+def test_a_machine_that_keeps_no_pace_ends_after_four_runs_as_they_came_out():
+    speeds = iter([1, 2, 1, 2, 1])  # seconds a step
+    assert bench.fitted(lambda steps: steps * next(speeds), 10, 60) == (30, 30)
+
+
 def test_the_trainer_reads_our_batches_in_order(corpus_file, tmp_path):
     corpus = data.load(data.DataConfig(str(corpus_file), tokenizer="bytes", cache=str(tmp_path)), 0, 3, 16)
     rows = iter(bench.Rows(corpus))
