@@ -335,13 +335,13 @@ def test_operations_by_hand():
 
 
 def test_operations_are_what_pytorch_counts():
-    """PyTorch's own counter knows nothing of causality: it counts all T keys where we count (T + 1) / 2."""
+    """Where positions might be anything every query meets all T keys, and not the (T + 1) / 2 that it may see."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = ModelConfig(vocab_size=40, d_model=32, n_layer=2, n_head=2, attention="explicit")
     model, T = Transformer(config), 12
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, T, dtype=torch.long)).sum().backward()
+        model(torch.zeros(1, T, dtype=torch.long), torch.arange(T)).sum().backward()
     unmasked = 6 * config.n_layer * config.d_model * 2 * T
     assert counter.get_total_flops() == T * (6 * cost.matrix_parameters(config) + unmasked)
 

@@ -46,8 +46,9 @@ def test_tuned_runs_differ_by_their_scaling_alone_and_see_the_same_tokens():
     tuned = [runs[one.run] for one in results if one.part == "tuned"]
     for one in tuned:
         rest = [word for word in one.options if not word.startswith("--model.rope.")]
-        assert rest[:4] == ["--model.seq_len", str(make.TUNED_AT), "--run.steps", str(make.TUNING_STEPS)]
-        assert not any(word.startswith("--run.") for word in rest[4:])
+        tokens = ["--run.steps", str(make.TUNING_STEPS), "--run.batch_size", str(make.TUNING_ROWS)]
+        assert rest[:6] == ["--model.seq_len", str(make.TUNED_AT), *tokens]
+        assert not any(word.startswith("--run.") for word in rest[6:])
 
 
 def test_every_committed_result_belongs_to_the_study_and_says_how_it_was_made():
