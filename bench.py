@@ -123,6 +123,8 @@ def verdict(row: Row) -> str:
     """What a row's ratio shows, in words; a difference only where the whole span lies on one side of 1."""
     if row.ratio is None:
         return ""
+    if row.ratio_low == row.ratio_high:  # of one round, whose spread nobody knows
+        return f"{row.ratio:.2f}x, once: no difference shown"
     span = f"{row.ratio:.2f}x ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
     return f"{span}, no difference shown" if row.ratio_low <= 1 <= row.ratio_high else span
 
@@ -604,10 +606,10 @@ def bench_length(asked: Any) -> Iterator[tuple[Row, Rounds]]:
         yield Row("length", case, "s", taken.result), {}
         yield Row("length", case, "MiB", taken.peak), {}
     if asked.report:
-        machine = versions()
+        here = versions()
         how = (
-            f"Measured on {machine['cores']} cores ({machine['cpu']}), {torch.get_num_threads()} threads, fp32, "
-            f"PyTorch {machine['torch']}, commit {(commit() or 'unknown')[:10]}; each figure once, in a process of "
+            f"Measured on {here['cores']} cores ({here['cpu']}), {torch.get_num_threads()} threads, fp32, "
+            f"PyTorch {here['torch']}, commit {(commit() or 'unknown')[:10]}; each figure once, in a process of "
             f"its own. The model is {config.d_model} wide with {config.n_layer} layers and {config.n_head} heads "
             f"where nothing else is said; a training step is {rows} x {config.seq_len} tokens and one optimiser step."
         )
@@ -665,27 +667,27 @@ def trainer_run(
     return time.perf_counter() - began
 
 
-def fitted(run: Callable[[int], float], steps: int, seconds: float) -> tuple[int, float]:
+def fitted(run: Callable[[int], tuple[float, Any]], steps: int, seconds: float) -> tuple[int, float, Any]:
     """Train anew, with as many steps as the run before says, until a run takes the seconds asked for, to a thirtieth.
 
     The speed of a short rehearsal is not that of a long run, nor is a busy machine's the same twice; after four runs
     the last one counts, as it came out.
 
     Args:
-        run: trains so many steps from the start, and returns the seconds they took.
+        run: trains so many steps from the start, and returns the seconds they took and what came out.
         steps: of the rehearsal.
         seconds: asked for.
 
     Returns:
-        Steps and seconds of the last run.
+        The last run's steps, seconds and what came out.
     """
-    taken = run(steps)
+    taken, made = run(steps)
     for _ in range(4):
         steps = max(1, round(steps * seconds / taken))
-        taken = run(steps)
+        taken, made = run(steps)
         if abs(taken - seconds) <= seconds / 30:
             break
-    return steps, taken
+    return steps, taken, made
 
 
 def against_trainer(asked: Any, flags: list[str], folder: Path) -> Iterator[tuple[Row, Rounds]]:
@@ -696,24 +698,23 @@ def against_trainer(asked: Any, flags: list[str], folder: Path) -> Iterator[tupl
     shape = train.with_vocabulary(shape, corpus)
     precision, autocast = machine.pick_precision(config.precision, CPU)
     rehearsal = max(2, asked.rehearsal)  # steps, of each, that say how many fit into the seconds
-    outcome: dict[str, Any] = {}
 
-    def ours(steps: int) -> float:
+    def ours(steps: int) -> tuple[float, dict[str, Any]]:
         again = replace(config, steps=steps, save_every=steps, out=str(folder / "ours"), overwrite=True)
-        outcome.update(train.train(texts, shape, again))
-        return outcome["seconds"]
+        result = train.train(texts, shape, again)
+        return result["seconds"], result
 
-    def theirs(steps: int) -> float:
-        outcome["theirs"] = llama(shape)
-        return trainer_run(outcome["theirs"], corpus, config, steps, precision, folder / "trainer")
+    def theirs(steps: int) -> tuple[float, nn.Module]:
+        model = llama(shape)
+        return trainer_run(model, corpus, config, steps, precision, folder / "trainer"), model
 
-    taken = {"ours": fitted(ours, rehearsal, asked.train_seconds)}
-    bits = {"ours": [outcome["bits_per_byte"]]}
+    steps, seconds, result = fitted(ours, rehearsal, asked.train_seconds)
+    bits, taken = {"ours": [result["bits_per_byte"]]}, {"ours": (steps, seconds)}
     if installed("transformers") and installed("accelerate"):
-        taken["transformers Trainer"] = fitted(theirs, rehearsal, asked.train_seconds)
+        steps, seconds, model = fitted(theirs, rehearsal, asked.train_seconds)
         windows = corpus.windows("validation", shape.seq_len)
-        scored = score(Logits(outcome["theirs"].eval(), use_cache=False), windows, corpus.token_bytes, CPU, autocast)
-        bits["transformers Trainer"] = [scored.bits_per_byte]
+        scored = score(Logits(model.eval(), use_cache=False), windows, corpus.token_bytes, CPU, autocast)
+        bits["transformers Trainer"], taken["transformers Trainer"] = [scored.bits_per_byte], (steps, seconds)
     for name, (steps, seconds) in taken.items():
         print(f"{name}: {steps} steps in {seconds:.1f} s, {bits[name][0]:.4f} bits per byte", flush=True)
     case = f"after {asked.train_seconds:g} s of training"

@@ -644,10 +644,8 @@ class Curves:
 
             # W&B's own process is slow to start on a busy machine: half a minute, its default, was not always enough.
             # At the end a server that no longer answers would be waited for without a limit; `wandb sync` sends what
-            # is left later. Offline there is none, and the end has to wait until all is written.
-            limits = {"init_timeout": 60, "x_service_wait": 120}
-            if mode == "online":
-                limits |= {"finish_timeout": 300, "finish_timeout_raises": True}
+            # is left later.
+            limits = {"init_timeout": 60, "x_service_wait": 120, "finish_timeout": 300, "finish_timeout_raises": True}
             settings = wandb.Settings(silent=True, console="off", **limits)
             self.run = wandb.init(
                 project="minroformer",

@@ -57,7 +57,6 @@ FIXED_TARGETS = 32
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Inputs and targets, (B, T) each; a target of -100 is not scored."""
 
-
 STYLE = {  # one look per scaling, told apart without colour by dash and marker; None: a scheme that does not rotate
     None: ("#56B4E9", "-", "o"),
     "none": ("#999999", (0, (1, 1)), "x"),

@@ -203,14 +203,20 @@ def test_the_page_of_costs_has_every_series_and_the_estimates(tmp_path, monkeypa
     assert text.count("| power") == 4
 
 
+def test_one_round_shows_no_difference_however_far_apart_the_two_are():
+    row = compared("train", "case", "s", {"ours": [1.0], "theirs": [9.0]}, "ours", ["theirs"])
+    assert verdict(row) == "9.00x, once: no difference shown"
+
+
 def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
     runs = []
 
-    def run(steps: int) -> float:
+    def run(steps: int) -> tuple[float, str]:
         runs.append(steps)
-        return 2 + 0.1 * steps  # a start that weighs less in a longer run
+        return 2 + 0.1 * steps, f"run {len(runs)}"  # a start that weighs less in a longer run
 
-    steps, seconds = bench.fitted(run, 10, 60)
+    steps, seconds, made = bench.fitted(run, 10, 60)
+    assert made == f"run {len(runs)}"
     assert seconds == pytest.approx(60, rel=1 / 30)
     assert seconds == 2 + 0.1 * steps
     assert runs[0] == 10
@@ -219,7 +225,7 @@ def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
 
 def test_a_machine_that_keeps_no_pace_ends_after_four_runs_as_they_came_out():
     speeds = iter([1, 2, 1, 2, 1])  # seconds a step
-    assert bench.fitted(lambda steps: steps * next(speeds), 10, 60) == (30, 30)
+    assert bench.fitted(lambda steps: (steps * next(speeds), "made"), 10, 60) == (30, 30, "made")
 
 
 def test_the_trainer_reads_our_batches_in_order(corpus_file, tmp_path):
