@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -624,10 +625,18 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     )
     right.set(xlabel="tokens of context", ylabel=f"loss on {scored}, nats", title=title)
     for axis in (left, right):
+        frame_lines(axis)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, handlelength=4.5)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def frame_lines(axis: Any) -> None:
+    """Let the frame hold the lines alone, and cut bands that reach out of it: those of two seeds would dwarf the rest."""
+    values = np.concatenate([line.get_ydata() for line in axis.get_legend_handles_labels()[0]])
+    margin = 0.06 * (values.max() - values.min()) or 0.1
+    axis.set_ylim(values.min() - margin, values.max() + margin)
 
 
 def draw_accuracy(summary: dict[str, Any], path: Path) -> None:

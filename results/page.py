@@ -341,6 +341,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
         axis.set(title=title, xlabel="tokens of context")
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
+            compare.frame_lines(axis)
             axis.legend(fontsize=8, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     axes[0].set_ylabel("loss on the same last tokens, nats")
     axes[1].set_ylabel("loss above cropping to 256, nats")
@@ -397,7 +398,10 @@ def main() -> None:
     def part(title: str, text: str, table: list[str]) -> list[str]:
         return [f"## {title}", "", text, "", *table, ""] if table else []
 
-    seeds = "± is the half width of a 95% t-interval over seeds; without it there is one seed, which cannot tell luck."
+    seeds = (
+        "± is the half width of a 95% t-interval over seeds; without it there is one seed, which cannot tell luck. In "
+        "pictures it is a band, cut at the frame."
+    )
     page = [
         "# Past the trained length",
         "",

@@ -133,6 +133,19 @@ def test_runs_of_one_seed_share_their_hashes_and_other_seeds_have_others(summary
         assert len({value for _, value in hashes}) == 2
 
 
+def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines():
+    figure, axis = plt.subplots()
+    for label, values in (("rope", [3.5, 4.5]), ("alibi", [3.4, 3.4])):
+        axis.plot([256, 512], values, label=label)
+    axis.fill_between([256, 512], [-9, -9], [9, 9])
+    axis.axhline(0)  # without a label
+    compare.frame_lines(axis)
+    low, high = axis.get_ylim()
+    plt.close(figure)
+    assert 3.2 < low < 3.4
+    assert 4.5 < high < 4.7
+
+
 def test_the_picture_is_a_picture(finished_comparison):
     assert (finished_comparison / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = plt.imread(finished_comparison / "curves.png")  # (height, width, colours), 0 .. 1

@@ -504,21 +504,6 @@ def test_the_warning_about_bf16_names_the_flag_on_one_line_without_python_in_it(
     assert "UserWarning" not in the_line(outcome)
 
 
-def test_auto_device_is_the_first_there_is(monkeypatch):
-    there = {"cuda": False, "mps": False}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
-    assert machine.pick_device("auto").type == "cpu"
-    there["mps"] = True
-    assert machine.pick_device("auto").type == "mps"
-    there["cuda"] = True
-    assert machine.pick_device("auto").type == "cuda"
-    assert machine.pick_device("cpu").type == "cpu"
-    there["cuda"] = False
-    with pytest.raises(BadInput, match=r"--run.device cuda is not on this machine: use mps or cpu"):
-        machine.pick_device("cuda")
-
-
 def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, monkeypatch):
     # the "eager" backend goes through all of torch.compile but the C++ compiler, which may be missing here
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
