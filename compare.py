@@ -633,7 +633,7 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
 
 
 def frame_lines(axis: Any) -> None:
-    """Let the frame hold the lines alone, and cut bands that reach out of it: those of two seeds would dwarf the rest."""
+    """Let the frame hold the lines, and cut bands that reach out of it: those of two seeds would dwarf the rest."""
     values = np.concatenate([line.get_ydata() for line in axis.get_legend_handles_labels()[0]])
     margin = 0.06 * (values.max() - values.min()) or 0.1
     axis.set_ylim(values.min() - margin, values.max() + margin)
