@@ -51,6 +51,7 @@ SCALINGS = {  # label -> options of evaluate.py; factors are auto, the length in
     "none": [],
     "linear": ["--rope.scaling", "linear"],
     "ntk": ["--rope.scaling", "ntk"],
+    "ntk, factor 16": ["--rope.scaling", "ntk", "--rope.factor", "16"],  # what 4 times the length wants: SURPRISES.md
     "dynamic": ["--rope.scaling", "dynamic", "--rope.factor", "1"],  # it stretches by the length in use already
     "yarn": ["--rope.scaling", "yarn"],
     "yarn, beta_fast 8": ["--rope.scaling", "yarn", "--rope.beta_fast", "8"],

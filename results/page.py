@@ -239,6 +239,7 @@ def expected(schemes: Rows, zero_shot: Rows, tuned: Rows, retrieval: Rows) -> li
     between("zero-shot at 1024: none below linear", zero_shot, "none", "linear", 1024)
     between("zero-shot at 512: none below linear", zero_shot, "none", "linear", 512)
     between("zero-shot at 1024: ntk below none", zero_shot, "ntk", "none", 1024)
+    between("zero-shot at 1024: ntk with factor 16 below none", zero_shot, "ntk, factor 16", "none", 1024)
     between("zero-shot at 1024: yarn below ntk", zero_shot, "yarn", "ntk", 1024)
     between("zero-shot at 1024: yarn with beta_fast 8 below yarn with 32", zero_shot, eight, "yarn", 1024)
     for label in ("ntk", eight):
@@ -323,7 +324,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
                         over = figures["loss"] - crop[row["seed"], figures["length"]]
                         points.setdefault(figures["length"], []).append(over)
             look = evaluate.STYLE[label.split(",")[0] if label != "learned factors" else "longrope"]
-            if "beta_fast" in label:
+            if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling as it comes
                 look = ("#000000", *look[1:])
             if points:
                 line(axis, points, look, label)
