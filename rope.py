@@ -220,7 +220,8 @@ def frequencies(config: RopeConfig, d_head: int, length: int) -> tuple[Tensor, f
             return theta / s, 1.0
         case "ntk":
             # NTK-aware: a larger base, chosen so that the slowest pair is slowed by exactly s and the fastest not at
-            # all.
+            # all: pair i by s^(2i / (d - 2)). Those in the middle get less than s, so without tuning a text n times as
+            # long as the trained ones wants a factor well above n (results/SURPRISES.md).
             return (b * s ** (d / (d - 2))) ** (-2 * i / d), 1.0
         case "dynamic":
             # Dynamic NTK: nothing up to L, then a base that grows with the length in use.

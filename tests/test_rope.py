@@ -281,6 +281,14 @@ def test_ntk_leaves_the_fastest_pair_alone_and_slows_the_slowest_by_exactly_the_
     assert (plain_theta(d)[-1] / theta[-1]).item() == pytest.approx(factor, rel=1e-12)
 
 
+def test_ntk_slows_a_pair_in_the_middle_by_less_than_the_factor() -> None:
+    slowed = plain_theta(32) / theta_of(32, scaling="ntk", factor=4)
+    close(slowed, 4 ** (2 * torch.arange(16, dtype=torch.float64) / 30), rtol=1e-12)
+    assert slowed[7] == pytest.approx(1.90968, rel=1e-5)  # the first whose wavelength is longer than 256 tokens
+    enough = plain_theta(32) / theta_of(32, scaling="ntk", factor=19.5042)
+    assert enough[7] == pytest.approx(4, rel=1e-5)
+
+
 def test_dynamic_has_the_published_base() -> None:
     bases = recovered_bases(theta_of(64, 4096, scaling="dynamic", factor=2, original_length=2048))
     close(bases, torch.full_like(bases, 31082.237), rtol=1e-7)
