@@ -101,7 +101,7 @@ def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
             "",
             *compare.markdown(rows),
             "",
-            "One seed a cell: a gap of a few thousandths between neighbouring rates may be luck."
+            "One seed a cell, which cannot tell luck: SURPRISES.md has more seeds of sinusoidal, at two of the rates."
             + (f" The best rate of {', '.join(edge)} is at the edge of what was tried." if edge else ""),
             "",
             "## Amplitude of the sinusoidal waves",
