@@ -302,6 +302,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
         color, dash, marker = look
         middles, halves = zip(*(compare.interval(values) for values in points.values()), strict=True)
         face = "white" if hollow else color
+        label += " (1 seed)" * all(half is None for half in halves)
         axis.plot(list(points), middles, color=color, linestyle=dash, marker=marker, markerfacecolor=face, label=label)
         if None not in halves:
             edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
