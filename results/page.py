@@ -420,11 +420,12 @@ def main() -> None:
         *part("Schemes", "All as trained at 256, paired by seed.", schemes_table(schemes)),
         *part(
             "Scalings of the rope runs, nothing trained",
-            "Loss above the baseline that merely crops to the last 256 tokens; below 0 the far context helps. Factors "
-            "are the length in use over 256 where none is named. `longrope` has the lists learned by the tuned run "
-            "`learned factors` (seed 0, at 1024) past 256 and ones up to it; `dynamic` has factor 1, since it stretches "
-            "by the length in use already. Retrieval is the part of whole answers right, the mean over the tasks, of the rope run trained on `task:all` (one seed, at 64 tokens) under the same scaling, at as many "
-            "times the trained length.",
+            "Loss above the baseline that merely crops to the last 256 tokens; below 0 the far context helps. "
+            "Factors are the length in use over 256 where none is named. `longrope` has the lists learned by the "
+            "tuned run `learned factors` (seed 0, at 1024) past 256 and ones up to it; `dynamic` has factor 1, "
+            "since it stretches by the length in use already. Retrieval is the part of whole answers right, the "
+            "mean over the tasks, of the rope run trained on `task:all` (one seed, at 64 tokens) under the same "
+            "scaling, at as many times the trained length.",
             zero_shot and scalings_table(zero_shot, parts["zero-shot-retrieval"], [512, 1024, 2048], zero_shot),
         ),
         *part(
