@@ -206,8 +206,8 @@ class Logits(nn.Module):
         return out if isinstance(out, Tensor) else out.logits
 
 
-def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = None) -> nn.Module:
-    """transformers' Llama of our model's shape, for so many positions."""
+def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = None, **more: Any) -> nn.Module:
+    """transformers' Llama of our model's shape, for so many positions, with more options of its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -226,6 +226,7 @@ def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = Non
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=0,
+            **more,
         )
     )
 

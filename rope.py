@@ -180,9 +180,8 @@ def rotated_width(config: RopeConfig, d_head: int) -> int:
         ValueError: if that many features cannot be paired.
     """
     # `proportional` has a pair for every two features and gives the unrotated ones frequency 0
-    width = (
-        d_head if config.scaling == "proportional" else int(config.fraction * d_head + 1e-9)
-    )  # .58 * 100 is 57.99...
+    share = 1.0 if config.scaling == "proportional" else config.fraction
+    width = int(share * d_head + 1e-9)  # a little more, since 0.58 * 100 is 57.99...
     if width < 2 or width % 2:
         raise ValueError(
             f"rope.fraction {config.fraction:g} of a head {d_head} wide rotates {width} features, but features turn in "
@@ -240,8 +239,7 @@ def frequencies(config: RopeConfig, d_head: int, length: int) -> tuple[Tensor, f
             if low > high:
                 raise ValueError(
                     f"rope.scaling yarn has no pair to interpolate with rope.base {b:g}, rope.original_length {L} "
-                    "and its "
-                    f"betas: choose a larger base or length"
+                    f"and its betas: choose a larger base or length"
                 )
             ramp = ((i - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0 fast, 1 slow
             default_factor = 0.1 * math.log(s) + 1

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench import llama
 from model import EXPLICIT_UP_TO, ModelConfig, Transformer, explicit_attention, shared_sha256
 from positions import SCHEMES, PastTheEnd
 from rope import RopeConfig, to_half_split
@@ -541,24 +541,11 @@ def test_one_step_lowers_the_loss_on_its_batch(position: str) -> None:
 # Ours against the transformers library's Llama ------------------------------------------------------------------------
 
 
-def their_llama(ours: Transformer, **rope_parameters: Any) -> LlamaForCausalLM:
+def their_llama(ours: Transformer, **rope_parameters: Any) -> nn.Module:
     """The library's model with our weights: q and k rows in half-split order, whatever ours is."""
     c = ours.config
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.d_model,
-            intermediate_size=c.d_ff,
-            num_hidden_layers=c.n_layer,
-            num_attention_heads=c.n_head,
-            num_key_value_heads=c.n_kv_head,
-            max_position_embeddings=4 * c.seq_len,
-            rms_norm_eps=c.norm_eps,
-            tie_word_embeddings=c.tie_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope.base} | rope_parameters,
-            attn_implementation="eager",
-        )
-    ).eval()
+    rope_parameters = {"rope_type": "default", "rope_theta": c.rope.base} | rope_parameters
+    theirs = llama(c, "eager", 4 * c.seq_len, rope_parameters=rope_parameters).eval()
     order = to_half_split(c.d_head, c.d_head) if c.rope.layout == "interleaved" else torch.arange(c.d_head)
     weights = {"model.embed_tokens.weight": ours.embedding.weight, "model.norm.weight": ours.norm.weight}
     weights["lm_head.weight"] = (ours.embedding if c.tie_embeddings else ours.head).weight
