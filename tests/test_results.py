@@ -207,3 +207,14 @@ def test_the_pages_are_those_made_from_the_committed_results(tmp_path, monkeypat
     monkeypatch.setattr(page, "draw_retrieval", lambda *_: None)
     page.main()
     assert [written["README.md"], written["RESULTS.md"]] == before
+
+
+def test_a_line_of_one_seed_says_so_in_the_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    losses = {"64": 3.0, "256": 2.9}
+    schemes = [{"scheme": "rope", "seed": seed, "loss_by_length": losses} for seed in (0, 1)]
+    schemes += [{"scheme": "alibi", "seed": 0, "loss_by_length": losses}]
+    page.draw_lengths(schemes, [], [], tmp_path / "lengths.png")
+    said = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert said == ["rope", "alibi (1 seed)"]
