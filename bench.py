@@ -30,7 +30,6 @@ import random
 import re
 import resource
 import shlex
-import shutil
 import statistics
 import sys
 import tempfile
@@ -57,7 +56,7 @@ from checkpoint import versions, write_whole
 from cli import BadInput, Parser, RunFailed, nearest, run
 from compare import commit
 from evaluate import markdown, refuse_unwritable, score, target_nats
-from generate import sample, stored_by_columns
+from generate import compiled, sample, stored_by_columns
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 
@@ -286,7 +285,7 @@ def precisions(asked: str) -> list[tuple[str, machine.Autocast]]:
 
 def can_compile(asked: Any) -> bool:
     """Whether to measure compiled models; without a C++ compiler that is said, once, and left out."""
-    there = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    there = machine.has_compiler()
     if asked.compile and not there and "a C++ compiler" not in missing:
         missing.append("a C++ compiler")
         print("There is no C++ compiler: nothing compiled is measured", flush=True)
@@ -415,7 +414,7 @@ def bench_generate(asked: Any) -> Iterator[tuple[Row, Rounds]]:
 
         contenders: dict[str, Callable] = {"eager": partial(write, model)}
         if can_compile(asked):
-            contenders["compiled"] = partial(write, torch.compile(model))
+            contenders["compiled"] = partial(write, compiled(model))
         if installed("transformers"):
             other = llama(config, length=len(prompt) + tokens).eval()
             options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}

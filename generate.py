@@ -23,18 +23,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
 from checkpoint import Run, load_run
-from cli import BadInput, Parser, run
+from cli import BadInput, Parser, RunFailed, run
 from data import END_OF_TEXT, byte_characters, special_id
 from evaluate import add_rope_options, position_at, variants
+from machine import refuse_without_compiler, why_not_compiled
 from model import Transformer
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH, yarn_warning
@@ -103,6 +105,15 @@ def stored_by_columns(model: Transformer) -> Iterator[None]:
         yield
     finally:
         lay(by_columns=False)
+
+
+def compiled(model: Transformer) -> nn.Module:
+    """The model as torch.compile makes it faster to write with: on a CPU some twice as fast, after a minute or two.
+
+    Whatever calls the compiled parts is compiled too (`cpp_wrapper`): a token has some sixty of them, of a few
+    microseconds each, where Python takes about as long to call one (results/NOTES.md).
+    """
+    return torch.compile(model, options={"cpp_wrapper": True})
 
 
 @torch.inference_mode()
@@ -252,6 +263,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=1, help="texts at once; sample i is that of seed + i")
     parser.add_argument("--stop", type=str, action="append", default=[], help="end before this text; may be repeated")
     parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster if large")
+    parser.add_argument(
+        "--compile", type=bool, default=False, help="faster after a minute or two; needs a C++ compiler"
+    )
     add_rope_options(parser)
     asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
     for name, fine, limits in (
@@ -267,6 +281,8 @@ def main(argv: list[str] | None = None) -> None:
             raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
     if not all(asked.stop):
         raise BadInput("--stop '' must not be empty: every text holds that")
+    if asked.compile:
+        refuse_without_compiler("--compile", torch.device("cpu"))
     loaded = load_run(asked.run)
     if loaded.data.corpus.startswith("task:") and not asked.prompt:
         words = sys.argv[1:] if argv is None else argv
@@ -287,10 +303,16 @@ def main(argv: list[str] | None = None) -> None:
     rescale(loaded, vars(given) if given else {}, len(ids) + asked.tokens - 1)  # the last token drawn is not fed
     if asked.precision == "fp64":
         loaded.model.double()
+    if asked.compile:
+        loaded = replace(loaded, model=compiled(loaded.model))
     try:
         write(loaded, ids, asked)
     except BrokenPipeError:  # whoever read this, head say, has seen enough; Python must not complain as it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if why := why_not_compiled(error):
+            raise RunFailed(f"{why}: leave --compile out") from error
+        raise
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What a run works on: which device, in which precision, and whether its memory can hold the run at all."""
 
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -46,6 +48,29 @@ def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
             f"this {device.type} only emulates bf16, which is slow: --run.precision fp32 is faster", stacklevel=2
         )
     return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def has_compiler() -> bool:
+    """Whether the C++ compiler is there that torch.compile calls for a CPU: $CXX, else g++, or on macOS clang++."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+
+
+def refuse_without_compiler(flag: str, device: torch.device) -> None:
+    """Raise BadInput if what the flag asks torch.compile to make for a CPU cannot be made."""
+    if device.type == "cpu" and not has_compiler():
+        raise BadInput(
+            f"{flag} true needs a C++ compiler, and there is none: install one (g++; on macOS xcode-select --install), "
+            f"name yours in the environment variable CXX, or leave {flag} out"
+        )
+
+
+def why_not_compiled(error: BaseException) -> str | None:
+    """What torch.compile's own errors come down to, a line; None for errors of any other kind."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "error: " in line] or lines  # a compiler's own complaint, among much else
+    return f"torch.compile failed: {told[0][:300] if told else type(error).__name__}"
 
 
 def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int) -> None:

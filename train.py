@@ -53,7 +53,14 @@ from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
 from distributed import ALONE, World, assembled, begin, reducing, whole
 from evaluate import Score, score
 from generate import sample, trial
-from machine import Autocast, pick_device, pick_precision, refuse_too_large
+from machine import (
+    Autocast,
+    pick_device,
+    pick_precision,
+    refuse_too_large,
+    refuse_without_compiler,
+    why_not_compiled,
+)
 from model import ModelConfig, Transformer, shared_sha256
 from rope import RopeConfig
 from tasks import TaskCorpus, refuse_unknown_task
@@ -388,6 +395,8 @@ def prepare(
     if threads := world.threads(config.threads):
         torch.set_num_threads(threads)
     device = world.own(pick_device(config.device))
+    if config.compile:
+        refuse_without_compiler("--run.compile", device)
     precision, autocast = pick_precision(config.precision, device)
     corpus = data.load(data_config, config.seed, config.batch_size, model_config.seq_len)
     if old:
@@ -462,6 +471,8 @@ def train(
                 f"out of memory with {setup.rows} rows at once: try a smaller --run.micro_batch_size with "
                 f"--run.resume true ({saved}), or a smaller model: {shape}"
             ) from error
+        if why := why_not_compiled(error):
+            raise RunFailed(f"{why}; {saved}: go on with --run.resume true and --run.compile false") from error
         if isinstance(error, OSError):
             raise RunFailed(f"{error.strerror or error}: {error.filename or 'the disk'}; {saved}") from error
         raise

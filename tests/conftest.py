@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import cli
+import machine
 import train
 
 torch.set_num_threads(1)  # tests are many small things: threads would only wait for each other
@@ -115,3 +116,18 @@ def at_the_shell(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(ended.value.code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Say what compiled graphs go to: a backend of torch.compile, which the C++ compiler may be missing for.
+
+    What was compiled before is forgotten, since after a few compilations of one function there are no more.
+    """
+    torch.compiler.reset()
+
+    def to(backend: Any) -> None:
+        monkeypatch.setattr(machine, "has_compiler", lambda: True)
+        monkeypatch.setattr(torch, "compile", lambda model, made=torch.compile, **_: made(model, backend=backend))
+
+    return to

@@ -268,7 +268,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_go
 
 
 def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bench.machine, "has_compiler", lambda: False)
     rows = rows_of(["rope", "--compile", "true"])
     assert "no C++ compiler" in capsys.readouterr().out
     assert rows

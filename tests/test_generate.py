@@ -20,9 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import data
 import generate
+import machine
 import train
 from checkpoint import load_run
-from cli import BadInput
+from cli import BadInput, RunFailed
 from evaluate import overlay, position_at
 from model import Transformer
 from positions import SCHEMES
@@ -79,6 +80,39 @@ def test_temperature_0_is_the_argmax_of_full_passes_past_the_trained_length_too(
     expected = loaded.tokenizer.decode(drawn, skip_special_tokens=False)
     said = text_of(folder, "--prompt", "in the ", "--tokens", "40", "--temperature", "0")
     assert said == f"in the {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "flags"),
+    [(scheme, []) for scheme in ENDLESS] + [("rope", ["--rope.scaling", "dynamic", "--rope.factor", "1"])],
+)
+def test_compiled_text_is_the_same_past_the_trained_length_too(decided, text_of, compiling, scheme, flags):
+    graphs = []
+    compiling(lambda graph, inputs: graphs.append(graph) or graph.forward)
+    argv = [decided(scheme), "--prompt", "in the ", "--tokens", "24", "--temperature", "0.5", *flags]  # seq_len is 16
+    assert text_of(*argv, "--compile", "true") == text_of(*argv)
+    assert graphs
+
+
+@pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler")
+def test_text_of_a_model_that_is_compiled_indeed_is_the_same(decided, text_of, compiling):
+    argv = [decided("rope"), "--prompt", "in the ", "--tokens", "24", "--temperature", "0.5"]
+    assert text_of(*argv, "--compile", "true") == text_of(*argv)
+
+
+def test_without_a_compiler_compiled_text_is_refused(finished, monkeypatch):
+    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    with pytest.raises(BadInput, match=r"--compile true needs a C\+\+ compiler.*leave --compile out"):
+        generate.main([str(finished("rope")), "--compile", "true"])
+
+
+def test_a_compiler_that_fails_is_one_line(finished, compiling):
+    def broken(graph, inputs):
+        raise RuntimeError("fatal error: Python.h: No such file or directory")
+
+    compiling(broken)
+    with pytest.raises(RunFailed, match=r"^torch.compile failed: .*Python.h.*leave --compile out$"):
+        generate.main([str(finished("rope")), "--compile", "true"])
 
 
 def test_one_seed_gives_one_text_and_another_seed_another(finished, text_of):

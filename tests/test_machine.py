@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_machine.py
 """
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -43,3 +44,16 @@ def test_gpus_that_shard_a_model_hold_what_one_cannot_and_processes_of_one_cpu_d
         return
     with pytest.raises(BadInput, match=rf"would need \d+ GB of memory at least, and this machine's {device} has 24"):
         machine.refuse_too_large(shape, 8, 1, torch.device(device), shards)
+
+
+def test_a_compiler_is_the_one_that_cxx_names_or_the_systems(monkeypatch, tmp_path):
+    compiler = tmp_path / "mine"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not machine.has_compiler()
+    monkeypatch.setenv("CXX", "mine")
+    assert machine.has_compiler()
+    monkeypatch.delenv("CXX")
+    compiler.rename(tmp_path / ("clang++" if sys.platform == "darwin" else "g++"))
+    assert machine.has_compiler()

@@ -5,7 +5,6 @@
 
 import contextlib
 import errno
-import functools
 import hashlib
 import http.server
 import json
@@ -504,14 +503,39 @@ def test_the_warning_about_bf16_names_the_flag_on_one_line_without_python_in_it(
     assert "UserWarning" not in the_line(outcome)
 
 
-def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, monkeypatch):
-    # the "eager" backend goes through all of torch.compile but the C++ compiler, which may be missing here
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, compiling):
+    compiling("eager")  # which goes through all of torch.compile but the C++ compiler
     compiled = run(small, tmp_path / "compiled", "--run.compile", "true")
     plain = run(small, tmp_path / "plain")
     with safe_open(compiled / "model.safetensors", "pt") as file:
         assert "embedding.weight" in file.keys()  # noqa: SIM118
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_without_a_compiler_a_compiled_run_is_refused_before_anything_is_made(
+    small, tmp_path, monkeypatch, at_the_shell
+):
+    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    outcome = at_the_shell(train.main, [*small, "--run.compile", "true", "--run.out", str(tmp_path / "run")])
+    assert outcome.code == 2
+    assert "--run.compile true needs a C++ compiler" in the_line(outcome)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiler_that_fails_ends_the_run_with_one_line_and_it_goes_on_without(
+    small, tmp_path, compiling, at_the_shell
+):
+    def broken(graph, inputs):
+        raise RuntimeError("fatal error: Python.h: No such file or directory")
+
+    argv = [*small, "--run.out", str(tmp_path / "run")]
+    compiling(broken)
+    outcome = at_the_shell(train.main, [*argv, "--run.compile", "true"])
+    assert outcome.code == 3
+    assert "torch.compile failed" in the_line(outcome)
+    assert "Python.h" in the_line(outcome)
+    assert "--run.resume true and --run.compile false" in the_line(outcome)
+    assert train.main([*argv, "--run.resume", "true"])["status"] == "finished"
 
 
 # ---- a folder that is taken ------------------------------------------------------------------------------------------
