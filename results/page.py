@@ -33,6 +33,8 @@ import compare  # noqa: E402
 import evaluate  # noqa: E402
 from checkpoint import write_whole  # noqa: E402
 from cli import BadInput  # noqa: E402
+from model import ModelConfig  # noqa: E402
+from rope import RopeConfig, frequencies  # noqa: E402
 from tasks import heat_map  # noqa: E402
 
 MARKS = "<!-- made by results/make.py -->", "<!-- end of what results/make.py makes -->"
@@ -108,11 +110,14 @@ def schemes_table(rows: Rows) -> list[str]:
         mine = of(rows, scheme=scheme)
         row = [scheme, str(len(mine)), *(compare.shown(r[n] for r in mine) for n in ("bits_per_byte", "test_loss"))]
         row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
-        for n in (near, far):
-            found = paired(mine, rope, lambda r, n=n: r["loss_by_length"][n])
-            row.append("" if scheme == "rope" else interval(found) if found else "n/a")
-        table.append(row)
+        table.append([*row, *minus(mine, rope, near, far)])
     return evaluate.markdown(table)
+
+
+def minus(mine: Rows, others: Rows, *lengths: str) -> list[str]:
+    """Cells of the paired difference of two lines' losses at some lengths; empty ones for a line beside itself."""
+    every = [paired(mine, others, lambda r, n=n: r["loss_by_length"][n]) for n in lengths]
+    return [interval(found) if found else "n/a" for found in every] if mine != others else [""] * len(lengths)
 
 
 def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Rows) -> list[str]:
@@ -143,16 +148,19 @@ def scalings_table(rows: Rows, retrieval: Rows, lengths: list[int], baseline: Ro
 
 
 def bases_table(rows: Rows, retrieval: Rows) -> list[str]:
-    """Bases: loss by length, and retrieval inside and past the trained length."""
+    """Bases: loss by length, paired differences to the default, and retrieval inside and past the trained length."""
     lengths = list(rows[0]["loss_by_length"])
-    near_far = TASKS_TRAINED, 2 * TASKS_TRAINED
-    table = [
-        ["base", "seeds", "bits per byte", *(f"at {n}" for n in lengths), *(f"retrieval at {n}" for n in near_far)]
-    ]
+    differences, near_far = ("512", "1024", "2048"), (TASKS_TRAINED, 2 * TASKS_TRAINED)
+    table = [["base", "pairs that turn once", "seeds", "bits per byte", *(f"at {n}" for n in lengths)]]
+    table[0] += [f"minus 10,000 at {n}" for n in differences] + [f"retrieval at {n}" for n in near_far]
+    d_head, default = ModelConfig().d_head, of(rows, base=10_000)
     for base in names(rows, "base"):
         mine, fetched = of(rows, base=base), of(retrieval, base=base)
-        row = [f"{base:,}", str(len(mine)), compare.shown(r["bits_per_byte"] for r in mine)]
+        theta, _ = frequencies(RopeConfig(base=base), d_head, TRAINED)  # (D_rot/2,)
+        turning = f"{int((theta * TRAINED >= 2 * math.pi).sum())} of {len(theta)}"
+        row = [f"{base:,}", turning, str(len(mine)), compare.shown(r["bits_per_byte"] for r in mine)]
         row += [compare.shown(r["loss_by_length"][n] for r in mine) for n in lengths]
+        row += minus(mine, default, *differences)
         table.append([*row, *(share(accuracy(fetched[0], n)) if fetched else "" for n in near_far)])
     return evaluate.markdown(table)
 
@@ -436,7 +444,11 @@ def main() -> None:
             and zero_shot
             and scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], of(zero_shot, scaling="none")),
         ),
-        *part("Bases", "Trained from the start at each base.", bases and bases_table(bases, fetched)),
+        *part(
+            "Bases",
+            f"Trained from the start at each base. Pairs that turn once do so within {TRAINED} tokens; differences are paired.",
+            bases and bases_table(bases, fetched),
+        ),
         *part(
             "Retrieval",
             f"One model a scheme, trained on all five tasks at once ({TASKS}, lengths up to {TASKS_TRAINED}): the part "
