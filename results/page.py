@@ -446,7 +446,7 @@ def main() -> None:
         ),
         *part(
             "Bases",
-            f"Trained from the start at each base. Pairs that turn once do so within {TRAINED} tokens; differences are paired.",
+            f"Trained from the start at each base. Turns are within {TRAINED} tokens; differences go seed by seed.",
             bases and bases_table(bases, fetched),
         ),
         *part(
