@@ -6,7 +6,7 @@ python results/make.py --page
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -303,29 +303,43 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
+    lengths: dict[Any, set[int]] = {axis: set() for axis in axes}
 
     def line(
-        axis: Any, points: dict[int, list[float]], look: tuple[Any, ...], label: str, hollow: bool = False
+        axis: Any,
+        points: dict[int, list[float]],
+        look: tuple[Any, ...],
+        label: str,
+        beside: float,
+        hollow: bool = False,
     ) -> None:
+        """A line with bars for its intervals, `beside` octaves to the right of where it belongs."""
         color, dash, marker = look
         middles, halves = zip(*(compare.interval(values) for values in points.values()), strict=True)
         face = "white" if hollow else color
         label += " (1 seed)" * all(half is None for half in halves)
-        axis.plot(list(points), middles, color=color, linestyle=dash, marker=marker, markerfacecolor=face, label=label)
+        places = [length * 2**beside for length in points]
+        axis.plot(places, middles, color=color, linestyle=dash, marker=marker, markerfacecolor=face, label=label)
         if None not in halves:
             edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
-            axis.fill_between(list(points), *edges, color=color, alpha=0.15, linewidth=0)
+            axis.vlines(places, *edges, color=color, alpha=0.6, linewidth=1.5)
+        lengths[axis] |= set(points)
 
-    for scheme in names(schemes, "scheme"):
+    def apart(labels: list[str]) -> Iterator[tuple[str, float]]:
+        """Labels, each with octaves to stand aside, so that equal lines are seen side by side."""
+        for i, label in enumerate(labels):
+            yield label, 0.04 * (i - (len(labels) - 1) / 2)
+
+    for scheme, beside in apart(names(schemes, "scheme")):
         points: dict[int, list[float]] = {}
         for row in of(schemes, scheme=scheme):
             for length, loss in row["loss_by_length"].items():
                 if loss is not None:
                     points.setdefault(int(length), []).append(loss)
-        line(axes[0], points, compare.STYLE[scheme], scheme, scheme in compare.HOLLOW)
+        line(axes[0], points, compare.STYLE[scheme], scheme, beside, scheme in compare.HOLLOW)
     crop = {(r["seed"], x["length"]): x["crop_loss"] for r in of(zero_shot, scaling="none") for x in r["results"]}
     for axis, rows in ((axes[1], zero_shot), (axes[2], tuned)):
-        for label in names(rows, "scaling") if rows else ():
+        for label, beside in apart(names(rows, "scaling")):
             points = {}
             for row in of(rows, scaling=label):
                 for figures in row["results"]:
@@ -336,7 +350,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
             if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling as it comes
                 look = ("#000000", *look[1:])
             if points:
-                line(axis, points, look, label)
+                line(axis, points, look, label, beside)
         axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
     titles = (
         "Schemes as trained",
@@ -346,8 +360,7 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log", base=2)
         axis.axvline(256, color="black", linewidth=0.8, linestyle=":")
-        ticks = sorted({int(x) for handle in axis.get_lines() for x in handle.get_xdata() if x > 1})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks(sorted(lengths[axis]), [str(length) for length in sorted(lengths[axis])])
         axis.set(title=title, xlabel="tokens of context")
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
@@ -355,6 +368,11 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
             axis.legend(fontsize=8, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     axes[0].set_ylabel("loss on the same last tokens, nats")
     axes[1].set_ylabel("loss above cropping to 256, nats")
+    ticks = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1]  # what tuning gains is a hundredth of what is lost farther out
+    axes[2].set_yscale("symlog", linthresh=0.1)
+    axes[2].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[2].set_ylim(top=1.2)
+    axes[2].set_ylabel("the same, but logarithmic above 0.1")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -410,7 +428,7 @@ def main() -> None:
 
     seeds = (
         "± is the half width of a 95% t-interval over seeds; without it there is one seed, which cannot tell luck. In "
-        "pictures it is a band, cut at the frame."
+        "pictures it is a bar, cut at the frame, and lines stand side by side so that equal ones are seen."
     )
     page = [
         "# Past the trained length",
