@@ -11,9 +11,11 @@ help: ## what there is
 setup: .venv/ready ## make .venv and install everything, once
 
 .venv/ready: pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "make: there is no $(PYTHON): name a Python, make PYTHON=python3.12 setup"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=python3.12 setup"; exit 2; }
 	@echo "Setting up .venv, once; this takes a few minutes."
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "make: $(PYTHON) could not make .venv, see above (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || { echo "make: .venv has no pip that runs: rm -rf .venv, and the same again"; exit 2; }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 

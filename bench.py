@@ -53,7 +53,7 @@ import data
 import machine
 import train
 from checkpoint import versions, write_whole
-from cli import BadInput, Parser, RunFailed, nearest, run
+from cli import BadInput, Parser, RunFailed, first_paragraph, nearest, run
 from compare import commit
 from evaluate import markdown, refuse_unwritable, score, target_nats
 from generate import compiled, sample, stored_by_columns
@@ -763,7 +763,7 @@ def refuse_wrong(asked: Any) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmarks that the command line names, and return what goes into the file."""
-    parser = Parser(prog="bench.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="bench.py", description=first_paragraph(__doc__))
     parser.add_argument(
         "benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all but compare if none"
     )

@@ -267,6 +267,8 @@ def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[
         # through the dataclass, so that options that came later than the record stand at their defaults
         sections["model"]["rope"] = rope
         begun = {name: asdict(type(config)(**sections[name])) for name, config in configs.items()}
+    except PermissionError as error:
+        raise BadInput(f"{file} cannot be read ({error.strerror}): name another folder") from error
     except Exception as error:
         raise BadInput(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     found = []
@@ -609,6 +611,9 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
             raise ValueError("its sha256 is not the one in result.json")
         model = Transformer(config)
         model.load_state_dict(load(content))
+    except (PermissionError, MemoryError) as error:  # it may be whole
+        why = getattr(error, "strerror", None) or "not enough memory"
+        raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         why = " ".join(str(error).split())[:200]
         again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"

@@ -32,7 +32,6 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class BadInput(ValueError):
@@ -223,8 +222,38 @@ def in_one_line(error: Exception) -> str:
     return str(error).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> NoReturn:
-    """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback."""
+def first_paragraph(doc: str | None) -> str:
+    """The first paragraph of a docstring; nothing under `python -OO`, which has none."""
+    return (doc or "").split("\n\n")[0]
+
+
+def plotting() -> Any:
+    """matplotlib's pyplot, for pictures that go to files: no screen is needed, nor what a notebook's MPLBACKEND names.
+
+    Here and not above: it takes a second, and most scripts draw nothing.
+    """
+    os.environ["MPLBACKEND"] = "Agg"  # before the import, which refuses a name that is not installed
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
+    """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback.
+
+    Args:
+        main: what to call.
+        argv: with these words; those of the command line if not given.
+        prints: whether what it prints is all it is for, so that a reader who closes the pipe, head say, has it all.
+    """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(getattr(sys, stream), "reconfigure"):  # a terminal may not know every character of a text or a name
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
     rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see distributed.py
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
@@ -236,7 +265,11 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
         main(argv)
     except BaseException as error:
         met = error
-    code = 0 if met is None else said(met, name)
+    code = 0 if met is None else said(met, name, prints)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python must not complain as it flushes once more
+        silence()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
     if "LOCAL_RANK" in os.environ:  # one of many processes
         # Without taking anything down: as Python lets go of DDP it waits, holding its lock, for gloo's thread, and that
@@ -248,27 +281,38 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) 
     sys.exit(code)
 
 
-def said(error: BaseException, name: str) -> int:
+def silence() -> None:
+    """Send what is still printed nowhere, after its reader has gone."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def said(error: BaseException, name: str, prints: bool = False) -> int:
     """Say what ended a main in one line on stderr, and return its exit code. What nobody foresaw is raised again."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, BrokenPipeError):  # whoever read this, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python must not complain as it flushes
-        return 0
     line, code = None, 3
-    if isinstance(error, BadInput):
+    if isinstance(error, BrokenPipeError):
+        silence()
+        if prints:
+            return 0
+        line = "whoever read the output has closed it, and the work stopped there: send it to a file, with > FILE"
+    elif isinstance(error, BadInput):
         line, code = in_one_line(error), 2
     elif isinstance(error, RunFailed | MemoryError):
         line = in_one_line(error) or "out of memory: try a smaller --run.micro_batch_size"
     elif isinstance(error, OSError) and error.errno in NO_SUCH_PLACE and error.filename:
         line, code = f"{str(error.filename)[:200]}: {error.strerror}: name another place", 2
-    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+    elif isinstance(error, ModuleNotFoundError):
+        line = f"{error.name} is not installed for {sys.executable}: pip install -e . or make setup, once"
+    elif isinstance(error, OSError) and error.strerror:
         line = f"{error.strerror}: {error.filename or 'the disk'}"
     elif isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's word for a CPU without any
         line = f"out of memory: {' '.join(str(error).split())[:200]}"
     if line is None:
         raise error
-    print(f"{name}: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where nobody listens, the code says it
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code

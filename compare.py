@@ -35,7 +35,7 @@ import data
 import machine
 import train
 from checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
-from cli import BadInput, RunFailed, nearest, run
+from cli import BadInput, RunFailed, first_paragraph, nearest, plotting, run
 from evaluate import loss_by_length, markdown, target_figures
 from launch import LAUNCHERS, Launcher, SlurmConfig, Submitted
 from model import ModelConfig
@@ -82,7 +82,7 @@ class Job:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the comparison the command line asks for, and return its summary."""
-    parser = train.make_parser("compare.py", __doc__.split("\n\n")[0])
+    parser = train.make_parser("compare.py", first_paragraph(__doc__))
     parser.add_argument("--schemes", type=str, nargs="+", default=["sinusoidal", "learned", "alibi", "rope"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
     parser.add_argument(
@@ -575,11 +575,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
 
 def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     """Two pictures: validation loss against steps, and loss on the same targets against the length of context."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # pictures go to files: no screen is needed
-    import matplotlib.pyplot as plt
-
+    plt = plotting()
     trained = summary["config"]["model"]["seq_len"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for scheme, runs in by_scheme(summary).items():

@@ -381,6 +381,8 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
     Raises:
         BadInput: a hub that cannot be reached, a file that cannot be parsed, a column that is not there or not text.
     """
+    # Nothing is kept there, all is streamed; but the library locks a file in it, and a home may be read-only.
+    os.environ.setdefault("HF_DATASETS_CACHE", str(Path(config.cache, "datasets").absolute()))
     import datasets  # here and not above: it takes seconds, and a cached corpus does without
 
     # Errors reach the user as one line, so the libraries need not print theirs as well.

@@ -196,6 +196,25 @@ class World:
 ALONE = World()
 
 
+def torchruns_own(given: list[str]) -> list[int]:
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as numbers.
+
+    Raises:
+        BadInput: if torchrun cannot have set them so. A shell, or a job of a cluster, may have left them over.
+    """
+    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if all(value.isdecimal() for value in given):
+        rank, size, local_rank, local_size = map(int, given)
+        fits = rank < size and local_rank < local_size <= size
+        if fits and (size == 1 or (address[0] and address[1].isdecimal())):
+            return [rank, size, local_rank, local_size]
+    raise BadInput(
+        f"RANK={given[0]} WORLD_SIZE={given[1]} LOCAL_RANK={given[2]} LOCAL_WORLD_SIZE={given[3]} in the environment, "
+        f"with MASTER_ADDR={address[0] or ''} and MASTER_PORT={address[1]}, are not torchrun's: start with torchrun, "
+        "or unset RANK"
+    )
+
+
 @contextlib.contextmanager
 def begin() -> Iterator[World]:
     """Meet the processes that torchrun has started, if it was torchrun; ranks but 0 are silent meanwhile.
@@ -204,7 +223,7 @@ def begin() -> Iterator[World]:
         RunFailed: if they do not come together, or one of them is gone.
     """
     given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    world = World(*map(int, given)) if all(given) else ALONE
+    world = World(*torchruns_own(given)) if all(given) else ALONE
     try:
         if world.size > 1:
             before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 import data
 from checkpoint import Run, load_run, read_result, versions, write_whole
-from cli import BadInput, Parser, nearest, run
+from cli import BadInput, Parser, first_paragraph, nearest, plotting, run
 from data import Corpus
 from machine import Autocast, pick_device, pick_precision
 from model import Transformer
@@ -446,7 +446,7 @@ def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dic
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure what the command line asks for, and return what goes into the JSON file."""
-    parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="evaluate.py", description=first_paragraph(__doc__))
     parser.add_argument("run", type=str, help="a run folder that train.py made, runs/rope say")
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=None, help="of context, tokens; 1, 2, 4 and 8 times the trained one"
@@ -527,12 +527,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         results = losses(ruler, model, positions, list(compared), protocols)
         show, picture_of = tables, draw
-    print("\n" + "\n".join(show(results, loaded.model_config.position, trained)))
-    picture_of(results, loaded.model_config.position, trained, picture)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:
-        write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")
+        write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")  # before anything else can fail
+    picture_of(results, loaded.model_config.position, trained, picture)
+    print("\n" + "\n".join(show(results, loaded.model_config.position, trained)))
     print(f"Picture: {picture}" + (f"   Figures: {asked.out}" if asked.out is not None else ""))
     return content
 
@@ -715,11 +715,7 @@ def draw_retrieval(results: list[dict[str, Any]], scheme: str, trained: int, pat
 
 def draw(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
     """A panel a protocol: loss against context for every scaling and the crop. By-position: the longest length."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # pictures go to files: no screen is needed
-    import matplotlib.pyplot as plt
-
+    plt = plotting()
     protocols = list(dict.fromkeys(row["protocol"] for row in results))
     figure, axes = plt.subplots(
         1, len(protocols), figsize=(5.5 * len(protocols), 4.4), layout="constrained", squeeze=False

@@ -19,7 +19,6 @@ line computes in float64, where they differ by less than 1e-11, and a draw turns
 
 import codecs
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 import data
 from checkpoint import Run, load_run
-from cli import BadInput, Parser, RunFailed, run
+from cli import BadInput, Parser, RunFailed, first_paragraph, run
 from data import END_OF_TEXT, byte_characters, special_id
 from evaluate import add_rope_options, position_at, variants
 from machine import refuse_without_compiler, why_not_compiled
@@ -251,7 +250,7 @@ def trial(model: Transformer, corpus: TaskCorpus, task: str, row: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: print the prompt and what the model makes of it."""
-    parser = Parser(prog="generate.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="generate.py", description=first_paragraph(__doc__))
     parser.add_argument("run", type=str, help="a run folder that train.py made, runs/rope say")
     parser.add_argument("--prompt", type=str, default="", help="to go on from; empty: the start of a text, or a trial")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to draw")
@@ -279,6 +278,9 @@ def main(argv: list[str] | None = None) -> None:
     ):
         if not fine:
             raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
+    for name, text in (("prompt", asked.prompt), *(("stop", stop) for stop in asked.stop)):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # Python's stand-ins for bytes it cannot read
+            raise BadInput(f"--{name} {text!r} is not UTF-8: write it in a terminal, or a file, that is")
     if not all(asked.stop):
         raise BadInput("--stop '' must not be empty: every text holds that")
     if asked.compile:
@@ -307,8 +309,6 @@ def main(argv: list[str] | None = None) -> None:
         loaded = replace(loaded, model=compiled(loaded.model))
     try:
         write(loaded, ids, asked)
-    except BrokenPipeError:  # whoever read this, head say, has seen enough; Python must not complain as it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if why := why_not_compiled(error):
             raise RunFailed(f"{why}: leave --compile out") from error
@@ -316,4 +316,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, prints=True)

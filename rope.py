@@ -409,4 +409,4 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     from cli import run
 
-    run(main)
+    run(main, prints=True)

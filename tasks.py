@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import data
-from cli import BadInput, nearest
+from cli import BadInput, nearest, plotting
 
 SMALL, CAPITALS, DIGITS = (
     np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")
@@ -364,11 +364,7 @@ def shown_depth(depth: float | None) -> str:
 
 def heat_map(panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path) -> None:
     """Rows of panels, each a title and (row, length) to accuracy. Every cell says its number; n/a where it is None."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # pictures go to files: no screen is needed
-    import matplotlib.pyplot as plt
-
+    plt = plotting()
     height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
     figure, axes = plt.subplots(
         len(panels), len(panels[0]), figsize=(4.3 * len(panels[0]) + 0.6, height), layout="constrained", squeeze=False

@@ -49,7 +49,7 @@ from checkpoint import (
     versions,
     weights_sha256,
 )
-from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, run
+from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, first_paragraph, run, silence
 from distributed import ALONE, World, assembled, begin, reducing, whole
 from evaluate import Score, score
 from generate import sample, trial
@@ -306,7 +306,7 @@ def gradients(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
     with begin() as world:
-        parser = make_parser("train.py", __doc__.split("\n\n")[0])
+        parser = make_parser("train.py", first_paragraph(__doc__))
         _, data_config, model_config, config = world.together(parse, argv, parser)
         if model_config.position != "rope" and model_config.rope != RopeConfig():
             warnings.warn(f"--model.rope.* means nothing to --model.position {model_config.position}", stacklevel=2)
@@ -473,6 +473,10 @@ def train(
             ) from error
         if why := why_not_compiled(error):
             raise RunFailed(f"{why}; {saved}: go on with --run.resume true and --run.compile false") from error
+        if isinstance(error, BrokenPipeError):
+            silence()
+            why = "whoever read the output has closed it: send it to a file, with > FILE"
+            raise RunFailed(f"{why}; {saved}: go on with --run.resume true") from error
         if isinstance(error, OSError):
             raise RunFailed(f"{error.strerror or error}: {error.filename or 'the disk'}; {saved}") from error
         raise

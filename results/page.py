@@ -32,7 +32,7 @@ from make import (  # noqa: E402
 import compare  # noqa: E402
 import evaluate  # noqa: E402
 from checkpoint import write_whole  # noqa: E402
-from cli import BadInput  # noqa: E402
+from cli import BadInput, plotting  # noqa: E402
 from model import ModelConfig  # noqa: E402
 from rope import RopeConfig, frequencies  # noqa: E402
 from tasks import heat_map  # noqa: E402
@@ -297,11 +297,7 @@ def steps_to(schemes: Rows, fast: str, slow: str) -> list[float]:
 
 def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> None:
     """Loss on the same targets against length: schemes, then scalings over the crop, as trained and tuned."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = plotting()
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
     lengths: dict[Any, set[int]] = {axis: set() for axis in axes}
 

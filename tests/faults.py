@@ -71,7 +71,7 @@ import evaluate
 import generate
 import train
 from checkpoint import Damaged, load_run, read_checkpoint, steps_saved, versions, write_whole
-from cli import BadInput, Parser
+from cli import BadInput, Parser, first_paragraph
 
 # ---- the campaigns ---------------------------------------------------------------------------------------------------
 
@@ -747,7 +747,7 @@ CAMPAIGNS = {  # with their tries in the long form, and in the short one of `mak
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the campaigns named on the command line, all of them if none is, and count."""
-    parser = Parser(prog="faults.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="faults.py", description=first_paragraph(__doc__))
     parser.add_argument("campaigns", type=str, nargs="*", default=[], help=", ".join(CAMPAIGNS))
     parser.add_argument("--tries", type=int, default=None, help="of each campaign; of soak, steps")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
