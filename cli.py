@@ -5,7 +5,8 @@ Exit codes:
 0    done
 2    bad input: something that cannot be done was asked for, a run folder that is none or is damaged say, and nothing
      was changed
-3    failed while running: a loss that is no number, no space or memory left; what was logged is kept
+3    failed while running: a loss that is no number, no space or memory left, an output that its reader has closed;
+     what was logged is kept
 130  stopped by Ctrl-C (SIGINT)
 143  stopped by SIGTERM
 
