@@ -269,8 +269,10 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, 
     code = 0 if met is None else said(met, name, prints)
     try:
         sys.stdout.flush()
-    except OSError:  # Python must not complain as it flushes once more
-        silence()
+    except OSError as error:
+        silence()  # or Python would complain as it flushes once more
+        if not isinstance(error, BrokenPipeError):  # a full disk, say; a reader who has left by now left after the work
+            code = code or said(error, name)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
     if "LOCAL_RANK" in os.environ:  # one of many processes
         # Without taking anything down: as Python lets go of DDP it waits, holding its lock, for gloo's thread, and that

@@ -55,6 +55,17 @@ def test_whoever_has_read_enough_of_a_text_ends_it_well(unheard):
     assert ended.value.code == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_finds_no_room_at_the_very_end_is_a_failure(monkeypatch, capfd):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            cli.run(lambda argv: print("a table"), [], prints=True)
+        monkeypatch.undo()
+    assert ended.value.code == 3
+    assert "No space left" in capfd.readouterr().err
+
+
 def test_a_run_whose_output_is_closed_says_so_and_not_that_the_disk_is_full(
     small, tmp_path, monkeypatch, at_the_shell, unheard
 ):
