@@ -191,7 +191,10 @@ def test_scripts_start_without_docstrings():
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "pyproject.toml").touch()
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=60)
+    own = {  # not those of the make that runs the tests, nor a path on which another environment's pip is found
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "PYTHONPATH")
+    }
+    return subprocess.run(["make", *words], cwd=folder, env=own, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
