@@ -367,7 +367,6 @@ def draw_lengths(schemes: Rows, zero_shot: Rows, tuned: Rows, path: Path) -> Non
     ticks = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1]  # what tuning gains is a hundredth of what is lost farther out
     axes[2].set_yscale("symlog", linthresh=0.1)
     axes[2].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[2].set_ylim(top=1.2)
     axes[2].set_ylabel("the same, but logarithmic above 0.1")
     figure.savefig(path, dpi=130)
     plt.close(figure)

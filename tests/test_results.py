@@ -218,3 +218,16 @@ def test_a_line_of_one_seed_says_so_in_the_picture(tmp_path, monkeypatch):
     page.draw_lengths(schemes, [], [], tmp_path / "lengths.png")
     said = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert said == ["rope", "alibi (1 seed)"]
+
+
+def test_bases_stand_beside_the_default_seed_by_seed_with_the_pairs_that_turn_once():
+    """Pair i of 16 turns once within 256 tokens if 2 pi base^(i/16) <= 256: up to i = 6.4 at 10,000, 12.9 at 100."""
+
+    def row(base, seed, loss):
+        losses = dict.fromkeys(("512", "1024", "2048"), loss)
+        return {"base": base, "seed": seed, "bits_per_byte": 1.7, "loss_by_length": losses}
+
+    rows = [row(100, 0, 3.0), row(100, 1, 5.0), row(10_000, 0, 3.5), row(10_000, 1, 5.5)]
+    head, _, small, default = ([cell.strip() for cell in line.split("|")] for line in page.bases_table(rows, []))
+    assert [line[head.index("pairs that turn once")] for line in (small, default)] == ["13 of 16", "7 of 16"]
+    assert [line[head.index("minus 10,000 at 1024")] for line in (small, default)] == ["-0.500 ± 0.000", ""]
