@@ -23,16 +23,16 @@ compare: .venv/ready ## train sinusoidal, learned, alibi and rope on the embedde
 	$(BIN)/python compare.py $(ARGS)
 
 sweep: .venv/ready ## learning rates and amplitudes: remake results/SWEEPS.md (an hour on two cores)
-	$(BIN)/python results/sweep.py $(ARGS)
+	$(BIN)/python -m experiments.sweeps $(ARGS)
 
 results: .venv/ready ## lengths, scalings, tuning, bases, retrieval: remake results/RESULTS.md (hours; goes on where it was)
-	$(BIN)/python results/make.py $(ARGS)
+	$(BIN)/python -m experiments.study $(ARGS)
 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 faults: .venv/ready ## try to break a run: kill, damage, refuse, interrupt; remake results/faults.json and its table (half an hour)
-	$(BIN)/python tests/faults.py --publish true $(ARGS)
+	$(BIN)/python tests/long/faults.py --publish true $(ARGS)
 
 audit: .venv/ready ## known weaknesses of the pinned libraries, by pip-audit in an environment of its own (needs the network)
 	test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit; }

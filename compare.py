@@ -3,8 +3,8 @@
     python compare.py                                            sinusoidal, learned, alibi and rope, one seed
     python compare.py --schemes rope alibi --seeds 0 1 2         with intervals
     python compare.py --schemes rope none --model.d_model 256 --out runs/wide
-    python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks (tasks.py) instead of loss on text
-    python compare.py --launcher slurm --slurm.partition gpu     on a cluster, a job a run (launch.py)
+    python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks instead of loss on text
+    python compare.py --launcher slurm --slurm.partition gpu     on a cluster, a job a run (harness/cluster.py)
 
 Takes every option of train.py. Runs go side by side, one per core. Runs that are already finished are not repeated,
 so a stopped comparison goes on where it was, each run from its last whole checkpoint.
@@ -30,18 +30,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
 import data
-import machine
 import train
-from checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
-from cli import BadInput, RunFailed, first_paragraph, nearest, plotting, run
 from evaluate import loss_by_length, markdown, target_figures
-from launch import LAUNCHERS, Launcher, SlurmConfig, Submitted
+from harness import checkpoint, machine
+from harness.checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
+from harness.cli import BadInput, RunFailed, first_paragraph, nearest, plotting, run
+from harness.cluster import LAUNCHERS, Launcher, SlurmConfig, Submitted
+from harness.tasks import TaskCorpus, heat_map, measure, missing
 from model import ModelConfig
 from positions import SCHEMES
 from rope import RopeConfig
-from tasks import TaskCorpus, heat_map, measure, missing
 
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
     "none": ("#999999", (0, (1, 1)), "x"),

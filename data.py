@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from tqdm import tqdm
 
-from cli import BadInput, nearest
+from harness.cli import BadInput, nearest
 
 # Read by the Hugging Face libraries when they are imported, which happens only once a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -60,7 +60,7 @@ class DataConfig:
     Args:
         corpus: `kjv` (embedded, needs no network), local files (a path, a glob, a name ending in .txt, .jsonl or
             .parquet; any other ending is read as plain text), a Hugging Face dataset (owner/name, streamed), or a
-            task of tasks.py (task:copy, task:reverse, task:recall, task:induction, task:passkey, task:all).
+            task of harness/tasks.py (task:copy, task:reverse, task:recall, task:induction, task:passkey, task:all).
         subset: the hub dataset's subset.
         split: the hub dataset's split; train, validation and test are then cut from it.
         column: the column that holds the text, for .jsonl, .parquet and the hub.
@@ -274,7 +274,7 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> Corpus
         OSError: no space left; nothing half made stays behind.
     """
     if config.corpus.startswith("task:"):
-        import tasks  # here, since tasks.py imports this file
+        from harness import tasks  # here, since harness/tasks.py imports this file
 
         return tasks.load(config, seed, batch_size, seq_len)
     source = find_source(config)

@@ -14,7 +14,7 @@ per token, counted in one of these ways:
     by-position       the windows again, by how many tokens stand before the target, in buckets that double
     shuffled-prefix   as fixed, but in every window the tokens before the last trained-length ones are put in random
                       order: if that costs nothing, order far away does not matter to the model
-    retrieval         for runs trained on a task of tasks.py, and alone for them: accuracy of whole answers, each token
+    retrieval         for runs trained on a task, and alone for them: accuracy of whole answers, each token
                       of them after the right ones, by length and by where in the context the source stands
 
 Beside every loss and accuracy stands what merely cropping gives, so that a gain from length can be told from bare
@@ -42,14 +42,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import Run, load_run, read_result, versions, write_whole
-from cli import BadInput, Parser, first_paragraph, nearest, plotting, run
 from data import Corpus
-from machine import Autocast, pick_device, pick_precision
+from harness.checkpoint import Run, load_run, read_result, versions, write_whole
+from harness.cli import BadInput, Parser, first_paragraph, nearest, plotting, run
+from harness.machine import Autocast, pick_device, pick_precision
+from harness.tasks import TOKENS_AT_ONCE, TaskCorpus, heat_map, measure, missing, shown_depth
 from model import Transformer
 from positions import SCHEMES, PastTheEnd, Position
 from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width, yarn_warning
-from tasks import TOKENS_AT_ONCE, TaskCorpus, heat_map, measure, missing, shown_depth
 
 CHUNK = 256  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32

@@ -31,15 +31,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import data
-from checkpoint import Run, load_run
-from cli import BadInput, Parser, RunFailed, first_paragraph, run
 from data import END_OF_TEXT, byte_characters, special_id
 from evaluate import add_rope_options, position_at, variants
-from machine import refuse_without_compiler, why_not_compiled
+from harness.checkpoint import Run, load_run
+from harness.cli import BadInput, Parser, RunFailed, first_paragraph, run
+from harness.machine import refuse_without_compiler, why_not_compiled
+from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH, yarn_warning
-from tasks import TaskCorpus
 
 BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
 

@@ -7,16 +7,16 @@
         --run.steps 100
 
 Values come from the defaults, then from config files and flags in the order they stand on the line. `--print_config`
-shows the outcome, and every run folder keeps it (see checkpoint.py for the files). The last command tunes a finished
+shows the outcome, and every run folder keeps it (see harness/checkpoint.py). The last command tunes a finished
 run: its weights go on being trained, at another length or scaling, and its config lies under files and flags (see
-tune.py).
+harness/tuning.py).
 
-A run that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last whole checkpoint (see checkpoint.py)
+A run that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last whole checkpoint
 when the same command is given again with `--run.resume true`, or in short
 
     python train.py --config runs/rope/config.yaml --run.resume true
 
-Started by torchrun, one run is spread over many processes, and computes the same: see distributed.py.
+Started by torchrun, one run is spread over many processes, and computes the same: see harness/processes.py.
 
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
 """
@@ -38,7 +38,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import (
+from evaluate import Score, score
+from generate import sample, trial
+from harness.checkpoint import (
     Curves,
     Run,
     RunFolder,
@@ -49,11 +51,8 @@ from checkpoint import (
     versions,
     weights_sha256,
 )
-from cli import BadInput, ConfigFile, Parser, RunFailed, Signals, first_paragraph, run, silence
-from distributed import ALONE, World, assembled, begin, reducing, whole
-from evaluate import Score, score
-from generate import sample, trial
-from machine import (
+from harness.cli import BadInput, ConfigFile, Parser, RunFailed, Signals, first_paragraph, run, silence
+from harness.machine import (
     Autocast,
     pick_device,
     pick_precision,
@@ -61,10 +60,11 @@ from machine import (
     refuse_without_compiler,
     why_not_compiled,
 )
+from harness.processes import ALONE, World, assembled, begin, reducing, whole
+from harness.tasks import TaskCorpus, refuse_unknown_task
+from harness.tuning import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under
 from model import ModelConfig, Transformer, shared_sha256
 from rope import RopeConfig
-from tasks import TaskCorpus, refuse_unknown_task
-from tune import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-import cli
-import machine
 import train
+from harness import cli, machine
 
 torch.set_num_threads(1)  # tests are many small things: threads would only wait for each other
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B asks for it by --run.wandb

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import cli
 import train
+from harness import cli
 
 REPOSITORY = Path(train.__file__).parent
 

@@ -24,14 +24,14 @@ from tokenizers import Tokenizer, models
 import compare
 import evaluate
 import generate
+import rope
 import train
-from cli import BadInput
-
-sys.path.insert(0, str(Path(compare.__file__).parent / "results"))
+from harness.cli import BadInput
 
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},
-    **{name: import_module(name).main for name in ("rope", "make", "publish", "sweep")},
+    "rope": rope.main,
+    **{name: import_module(f"experiments.{name}").main for name in ("study", "publish", "sweeps")},
 }
 
 # script | flags | what the line must say: first what is wrong, by flag or file and value; last what would do
@@ -432,13 +432,13 @@ rope | --rope.base .nan                      | --rope.base nan; 10000 say
 rope | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
 rope | --rope.factor 2                       | --rope.factor; leave out 2.0
 rope | --bogus                               | --bogus; --help
-make | scheme                                | scheme; did you mean schemes
-make | --pages                               | --pages; did you mean
+study | scheme                                | scheme; did you mean schemes
+study | --pages                               | --pages; did you mean
 publish |                                    | nothing is not the folder of a comparison; name one
 publish | foreign                            | foreign is not the folder of a comparison; name one
 publish | no_summary                         | no_summary/summary.json is damaged; make it again
-sweep | --run.steps 0                        | --run.steps 0; at least 1
-sweep | --bogus                              | --bogus; did you mean
+sweeps | --run.steps 0                        | --run.steps 0; at least 1
+sweeps | --bogus                              | --bogus; did you mean
 """
 ROWS = [[cell.strip() for cell in re.split(r"\s\|(?=\s)", line)] for line in TABLE.strip().splitlines()]
 

@@ -24,10 +24,10 @@ from tqdm import tqdm
 import compare
 import data
 import train
-from checkpoint import last_whole, load_run, read_result
-from cli import BadInput, RunFailed
 from compare import STYLE, interval
 from evaluate import loss_by_length
+from harness.checkpoint import last_whole, load_run, read_result
+from harness.cli import BadInput, RunFailed
 from model import ModelConfig
 from positions import SCHEMES
 

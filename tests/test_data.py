@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import data
-from cli import BadInput
 from data import SPECIAL_TOKENS, DataConfig
+from harness.cli import BadInput
 
 REPOSITORY = Path(data.__file__).parent
 SENTENCE = "In the beginning God created the heaven and the earth, and it's 1,189 chapters; naïve 文字 stay."

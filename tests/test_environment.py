@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
-import cli
-import distributed
 import evaluate
 import generate
 import train
-from cli import BadInput
+from harness import checkpoint, cli, processes
+from harness.cli import BadInput
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,12 +163,14 @@ def test_variables_that_torchrun_would_not_set_so_are_refused(monkeypatch, varia
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match=r"RANK=.* are not torchrun's.*unset RANK"), distributed.begin():
+    with pytest.raises(BadInput, match=r"RANK=.* are not torchrun's.*unset RANK"), processes.begin():
         pass
 
 
 def test_pictures_are_drawn_whatever_backend_a_notebook_has_named():
-    outcome = fresh("-c", "import cli; print(cli.plotting().get_backend())", MPLBACKEND="module://no_such.backend")
+    outcome = fresh(
+        "-c", "from harness import cli; print(cli.plotting().get_backend())", MPLBACKEND="module://no_such.backend"
+    )
     assert outcome.stdout.strip().lower() == "agg", outcome.stderr
 
 

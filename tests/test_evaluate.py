@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import data
 import evaluate
 import train
-from checkpoint import Run, load_run
+from harness.checkpoint import Run, load_run
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 from rope import OPTIONS, RopeConfig

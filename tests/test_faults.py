@@ -1,4 +1,4 @@
-"""The short form of tests/faults.py: every campaign that tries to break a run, with a few tries each, in one process.
+"""The short form of tests/long/faults.py: every campaign that tries to break a run, with a few tries each.
 
 .venv/bin/python -m pytest tests/test_faults.py
 """
@@ -18,10 +18,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
-import checkpoint
 import train
-from checkpoint import RunFolder, load_run, steps_saved
-from cli import BadInput
+from harness import checkpoint
+from harness.checkpoint import RunFolder, load_run, steps_saved
+from harness.cli import BadInput
 
 REPOSITORY = Path(train.__file__).parent
 PAGE = REPOSITORY / "docs" / "reliability.md"
@@ -32,7 +32,7 @@ FIGURES = REPOSITORY / "results" / "faults.json"
 def figures(tmp_path_factory) -> dict[str, Any]:
     """What all campaigns count, in a process that may fork: this one has threads of other tests."""
     out = tmp_path_factory.mktemp("faults") / "figures.json"
-    script = [sys.executable, str(REPOSITORY / "tests" / "faults.py"), "--short", "true", "--out", str(out)]
+    script = [sys.executable, str(REPOSITORY / "tests" / "long" / "faults.py"), "--short", "true", "--out", str(out)]
     done = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert out.exists(), done.stderr
     return json.loads(out.read_text())

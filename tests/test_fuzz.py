@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import train
-from cli import BadInput, RunFailed, in_one_line
 from data import DataConfig
+from harness.cli import BadInput, RunFailed, in_one_line
 from model import ModelConfig
 from positions import SCHEMES
 from rope import RopeConfig

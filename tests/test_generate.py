@@ -18,14 +18,13 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import cli
 import data
 import generate
-import machine
 import train
-from checkpoint import load_run
-from cli import BadInput, RunFailed
 from evaluate import overlay, position_at
+from harness import cli, machine
+from harness.checkpoint import load_run
+from harness.cli import BadInput, RunFailed
 from model import Transformer
 from positions import SCHEMES
 

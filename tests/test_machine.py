@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import machine
-from cli import BadInput
+from harness import machine
+from harness.cli import BadInput
 from model import ModelConfig
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import llama
+from experiments.speed import llama
 from model import EXPLICIT_UP_TO, ModelConfig, Transformer, explicit_attention, shared_sha256
 from positions import SCHEMES, PastTheEnd
 from rope import RopeConfig, to_half_split

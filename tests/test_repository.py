@@ -3,7 +3,6 @@
 .venv/bin/python -m pytest tests/test_repository.py
 """
 
-import importlib.util
 import itertools
 import json
 import re
@@ -20,24 +19,25 @@ import pytest
 import torch
 import yaml
 
-import bench
 import compare
 import data
 import evaluate
 import generate
-import machine
 import train
-from cli import BadInput
+from experiments import publish, speed, sweeps
+from harness import machine
+from harness.cli import BadInput
 from positions import SCHEMES
 
 REPOSITORY = Path(train.__file__).parent
+SOURCES = ("*.py", "harness/*.py", "experiments/*.py", "tests/*.py", "tests/long/*.py")
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 MAIN = {
     "train.py": train.main,
     "compare.py": compare.main,
     "generate.py": generate.main,
     "evaluate.py": evaluate.main,
-    "bench.py": bench.main,
+    "experiments/speed.py": speed.main,
 }
 ON_RUNS = {"generate.py", "evaluate.py"}  # scripts that work on a finished run
 
@@ -115,8 +115,8 @@ def test_every_library_that_is_imported_is_a_direct_dependency():
     known = {re.split(r"[\[=]", requirement)[0].replace("-", "_") for requirement in direct}
     known |= {"yaml" for name in known if name == "jsonargparse"}  # PyYAML, which jsonargparse stands on
     known |= {"pyarrow", "huggingface_hub", "httpx"}  # what datasets stands on
-    ours = {path.stem for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)}
-    for path in [path for pattern in ("*.py", "tests/*.py", "results/*.py") for path in REPOSITORY.glob(pattern)]:
+    ours = {path.stem for pattern in SOURCES for path in REPOSITORY.glob(pattern)} | {"harness", "experiments"}
+    for path in [path for pattern in SOURCES for path in REPOSITORY.glob(pattern)]:
         for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
             is_standard = name in sys.stdlib_module_names
             assert is_standard or name in ours | known, f"{path.name} imports {name}"
@@ -141,7 +141,12 @@ def commands_of(text: str) -> list[list[str]]:
 
 README = REPOSITORY / "README.md"
 COMMANDS = commands_of(README.read_text(encoding="utf-8") if README.exists() else "")
-PYTHON = [words[1:] for words in COMMANDS if Path(words[0]).name in ("python", "python3") and words[1].endswith(".py")]
+PYTHON = [
+    [f"{words[2].replace('.', '/')}.py", *words[3:]] if words[1] == "-m" else words[1:]
+    for words in COMMANDS
+    if Path(words[0]).name in ("python", "python3")
+    and (words[1].endswith(".py") or words[2].startswith("experiments."))
+]
 TORCHRUN = [words[words.index("train.py") :] for words in COMMANDS if "torchrun" in words]  # what each process is given
 OURS = [words for words in PYTHON + TORCHRUN if words[0] in MAIN]
 
@@ -247,11 +252,11 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
     if "--run.init_from" in words:
         start = words.index("--run.init_from") + 1
         words = [*words[:start], str(finished(scheme_in([words[start]]))), *words[start + 1 :]]
-    if words[0] == "bench.py":  # its measurements have tests of their own
-        for name in bench.BENCHES:
-            monkeypatch.setitem(bench.BENCHES, name, lambda asked: [])
+    if words[0] == "experiments/speed.py":  # its measurements have tests of their own
+        for name in speed.BENCHES:
+            monkeypatch.setitem(speed.BENCHES, name, lambda asked: [])
         (folder / "results").mkdir()
-        at_work = at_the_shell(bench.main, words[1:])
+        at_work = at_the_shell(speed.main, words[1:])
         assert at_work.code == 0, at_work.err
         return "read"
     config = read(words, monkeypatch)
@@ -307,7 +312,7 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
         ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --launcher slurm --slurm.partition gpu", "read"),
-        ("bench.py train rope --out bench.json", "read"),
+        ("experiments/speed.py train rope --out bench.json", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
     ],
@@ -320,7 +325,13 @@ def test_the_check_of_readme_commands_runs_what_it_can(
 
 
 @pytest.mark.parametrize(
-    "command", ["train.py --run.stepz 5", "compare.py --shemes rope", "generate.py runs/x --promt x", "bench.py ropes"]
+    "command",
+    [
+        "train.py --run.stepz 5",
+        "compare.py --shemes rope",
+        "generate.py runs/x --promt x",
+        "experiments/speed.py ropes",
+    ],
 )
 def test_the_check_of_readme_commands_notices_a_wrong_one(
     command, small, finished, text, tmp_path, monkeypatch, at_the_shell
@@ -332,20 +343,12 @@ def test_the_check_of_readme_commands_notices_a_wrong_one(
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def result_script(name: str):
-    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "results" / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("file", "marks", "section"),
     [("compare.json", "MARKS", "section"), ("bench.json", "SPEED_MARKS", "speed_section")],
     ids=["comparison", "speeds"],
 )
 def test_the_figures_in_the_readme_are_those_of_the_committed_results(file, marks, section):
-    publish = result_script("publish")
     content = json.loads((REPOSITORY / "results" / file).read_text())
     begin, end = getattr(publish, marks)
     stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
@@ -353,12 +356,11 @@ def test_the_figures_in_the_readme_are_those_of_the_committed_results(file, mark
 
 
 def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():
-    sweep = result_script("sweep")
     rates, amplitudes = (
         json.loads((REPOSITORY / "results" / f"{name}.json").read_text())
         for name in ("learning_rate", "sinusoidal_amplitude")
     )
-    assert (REPOSITORY / "results" / "SWEEPS.md").read_text() == sweep.page(rates, amplitudes)
+    assert (REPOSITORY / "results" / "SWEEPS.md").read_text() == sweeps.page(rates, amplitudes)
     assert all(len({r["learning_rate"] for r in rates["runs"] if r["scheme"] == s}) >= 3 for s in rates["best"])
 
 

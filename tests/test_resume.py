@@ -28,14 +28,12 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from strikes import events, outcome
 
-import checkpoint
-import cli
 import compare
-import machine
 import train
-from checkpoint import RunFolder, last_whole, read_checkpoint, steps_saved
-from cli import BadInput, RunFailed
 from evaluate import Score
+from harness import checkpoint, cli, machine
+from harness.checkpoint import RunFolder, last_whole, read_checkpoint, steps_saved
+from harness.cli import BadInput, RunFailed
 from model import ModelConfig, Transformer
 
 REPOSITORY = Path(train.__file__).parent
@@ -687,7 +685,8 @@ def test_a_run_in_another_thread_leaves_signals_alone(small, tmp_path, whole):
 
 SLOW = """
 import time
-import cli, train
+import train
+from harness import cli
 rate = train.learning_rate
 train.learning_rate = lambda *args: (time.sleep(0.1), rate(*args))[1]
 cli.run(train.main)

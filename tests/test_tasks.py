@@ -16,10 +16,10 @@ import compare
 import data
 import evaluate
 import generate
-import tasks
 import train
-from checkpoint import load_run, read_result
-from tasks import CELLS, TASKS, TaskCorpus
+from harness import tasks
+from harness.checkpoint import load_run, read_result
+from harness.tasks import CELLS, TASKS, TaskCorpus
 
 CPU = torch.device("cpu")
 ONE = ("copy", "reverse", "recall", "induction", "passkey")

@@ -28,13 +28,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-import checkpoint
-import cli
 import data
-import machine
 import train
-from checkpoint import load_run
-from cli import BadInput, RunFailed
+from harness import checkpoint, cli, machine
+from harness.checkpoint import load_run
+from harness.cli import BadInput, RunFailed
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 from rope import RopeConfig

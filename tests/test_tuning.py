@@ -1,6 +1,6 @@
 """Tuning: a run that starts from another's weights, at another length or scaling, or with learned factors.
 
-.venv/bin/python -m pytest tests/test_tune.py
+.venv/bin/python -m pytest tests/test_tuning.py
 """
 
 import hashlib
@@ -21,9 +21,9 @@ import data
 import evaluate
 import generate
 import train
-import tune
-from checkpoint import load_run
-from cli import BadInput
+from harness import tuning
+from harness.checkpoint import load_run
+from harness.cli import BadInput
 from model import ModelConfig, Transformer, shared_sha256
 from positions import extend_table
 from rope import NO_LEARNED_FACTORS, OPTIONS, RopeConfig, frequencies
@@ -104,7 +104,7 @@ def test_print_config_shows_the_outcome(rope, capsys):
 
 def test_what_belongs_to_one_run_or_its_machine_does_not_lie_under(rope):
     old, (*_, run) = RunConfig(**section(rope, "run")), parsed("--run.init_from", str(rope))
-    aside = {"out", "name", "init_from", *set(asdict(run)).difference(tune.KEPT_IN_TUNING)}
+    aside = {"out", "name", "init_from", *set(asdict(run)).difference(tuning.KEPT_IN_TUNING)}
     for name, value in asdict(run).items():
         if name not in aside:
             assert value == (old.learning_rate / 3 if name == "learning_rate" else getattr(old, name))

@@ -1,21 +1,18 @@
 """The pages made from results/data/: RESULTS.md, docs/lengths.png, docs/retrieval.png and a section of the README.
 
-python results/make.py --page
+python -m experiments.study --page
 """
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
-
-from make import (  # noqa: E402
+import compare
+import evaluate
+from experiments.study import (
     BASES,
     SCALINGS,
     SCHEMES,
@@ -28,16 +25,15 @@ from make import (  # noqa: E402
     TUNINGS,
     study,
 )
+from harness.checkpoint import write_whole
+from harness.cli import BadInput, plotting
+from harness.tasks import heat_map
+from model import ModelConfig
+from rope import RopeConfig, frequencies
 
-import compare  # noqa: E402
-import evaluate  # noqa: E402
-from checkpoint import write_whole  # noqa: E402
-from cli import BadInput, plotting  # noqa: E402
-from model import ModelConfig  # noqa: E402
-from rope import RopeConfig, frequencies  # noqa: E402
-from tasks import heat_map  # noqa: E402
-
-MARKS = "<!-- made by results/make.py -->", "<!-- end of what results/make.py makes -->"
+HERE = Path(__file__).parents[1] / "results"
+ROOT = HERE.parent
+MARKS = "<!-- made by experiments/study.py -->", "<!-- end of what experiments/study.py makes -->"
 REPRODUCED, NOT, OPEN = "reproduced", "NOT reproduced", "inconclusive at these seeds"
 
 Rows = list[dict[str, Any]]
@@ -428,7 +424,7 @@ def main() -> None:
     page = [
         "# Past the trained length",
         "",
-        "Made by `make results` (results/make.py) from one small JSON file a measurement in results/data/, each with",
+        "Made by `make results` (experiments/study.py) from one JSON file a measurement in results/data/, each with",
         "the command that makes it again. Models of the default size, 256 tokens long, on the King James text. Losses",
         "are nats per token on the same targets, the last 32 tokens of up to 256 shared validation windows: within a",
         "table the same ones, but those of schemes and bases lie in windows of 4,096 tokens and the others' in 2,048.",

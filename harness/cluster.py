@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli import BadInput, Signals, run
+from harness.cli import BadInput, Signals, run
 
 LAUNCHERS = ("local", "slurm")
 TURNS = 100  # of a job that is queued again since its time was up; a time too short for one step would have no end
@@ -135,7 +135,7 @@ class Launcher:
         try:
             import submitit
         except ImportError as error:
-            how = f"{sys.executable} -m pip install --editable '{Path(__file__).parent}[cluster]'"
+            how = f"{sys.executable} -m pip install --editable '{Path(__file__).parents[1]}[cluster]'"
             raise BadInput(f"--launcher {name} needs submitit, which is not installed: {how}") from error
         for program in ("sbatch", "srun", "scancel") if name == "slurm" else ():
             if not shutil.which(program):
@@ -151,7 +151,7 @@ class Launcher:
         """Make a folder for what submitit keeps: a new one each time, so that nothing old in it is ever unpickled."""
         folder = tempfile.mkdtemp(prefix=time.strftime("jobs-%Y%m%d-%H%M%S-"), dir=self.out)
         # The job's Python finds these modules wherever it starts, and writes one log without submitit's own story.
-        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = [f"PYTHONPATH={path}", f"SUBMITIT_LOG_LEVEL={os.environ.get('SUBMITIT_LOG_LEVEL', 'WARNING')}"]
         if self.name == "local":  # submitit would hide the GPUs
             shown = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,8 +1,8 @@
 """One run on several processes: the same losses, the same files, one voice, and no process that waits for a dead one.
 
-.venv/bin/python -m pytest tests/test_distributed.py
+.venv/bin/python -m pytest tests/test_processes.py
 
-The long form, at the default size and with more kills, is tests/distributed_long.py.
+The long form, at the default size and with more kills, is tests/long/distributed_long.py.
 """
 
 import json
@@ -21,9 +21,9 @@ from processes import REPOSITORY, Ended, Processes, run_on
 from safetensors.torch import load_file
 
 import train
-from checkpoint import last_whole, read_checkpoint, steps_saved
-from cli import BadInput
-from distributed import World
+from harness.checkpoint import last_whole, read_checkpoint, steps_saved
+from harness.cli import BadInput
+from harness.processes import World
 
 # 5 rows by 2 processes are shares of 2 and 3, which at 2 rows at once take 1 pass and 2
 STEPS = ["--run.steps", "8", "--run.eval_every", "4", "--run.save_every", "2", "--run.batch_size", "5"]
@@ -250,7 +250,7 @@ def test_a_killed_process_ends_the_others_with_one_line_and_torchrun_starts_all_
     script.write_text(
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "import cli, train\n"
+        "import train\nfrom harness import cli\n"
         "rate = train.learning_rate\n"
         "def learning_rate(step, config):\n"
         "    if step == 6 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"

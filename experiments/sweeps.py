@@ -13,14 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+import compare
+from harness.checkpoint import write_whole
+from harness.cli import run
+from train import RunConfig
 
-import compare  # noqa: E402
-from checkpoint import write_whole  # noqa: E402
-from cli import run  # noqa: E402
-from train import RunConfig  # noqa: E402
-
+HERE = Path(__file__).parents[1] / "results"
 SCHEMES = ["sinusoidal", "learned", "alibi", "rope"]
 RATES = [RunConfig.learning_rate, RunConfig.learning_rate * 2, RunConfig.learning_rate / 2]
 AMPLITUDES = [0.02, 0.14, 1.0]

@@ -51,9 +51,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from tokenizers import Tokenizer
 
-from cli import BadInput
 from data import DataConfig, read_tokenizer
-from distributed import ALONE, World, shard_of, whole
+from harness.cli import BadInput
+from harness.processes import ALONE, World, shard_of, whole
 from model import ModelConfig, Transformer
 from rope import RopeConfig
 

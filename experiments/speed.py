@@ -1,15 +1,15 @@
 """How fast this machine trains, rotates, generates and prepares text, beside other libraries and the machine's limit.
 
-    python bench.py                                  train, rope, generate, data and length
-    python bench.py train rope --out bench.json      these two, and their figures as a file
-    python bench.py train --d_model 512 --n_layer 8 --batch_size 8 --compile false
-    python bench.py compare --train_seconds 120      the slow ones: the whole default comparison, and the Trainer
+    python -m experiments.speed                                  train, rope, generate, data and length
+    python -m experiments.speed train rope --out bench.json      these two, and their figures as a file
+    python -m experiments.speed train --d_model 512 --n_layer 8 --batch_size 8 --compile false
+    python -m experiments.speed compare --train_seconds 120      the slow ones: the default comparison, the Trainer
 
     train      tokens a second of training, beside transformers' Llama and x-transformers; what rope costs over none
     rope       turning queries and keys of (8, 8, 1024, 64), beside the same libraries' ways and copying the two tensors
     generate   tokens a second with a cache, one text at a time, beside transformers' generate
     data       tokens a second of preparing a corpus, beside the tokenizers library alone; memory of preparing
-    length     seconds and memory as length, width, depth and text grow, and what larger models would need (cost.py)
+    length     seconds and memory as length, width, depth and text grow, and what larger models need (cost.py)
     compare    seconds of `python compare.py`; bits per byte after some seconds, beside transformers' Trainer
 
 All contenders of one case take turns, again and again, so that whatever else the machine does meets them alike; in
@@ -48,15 +48,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import compare
-import cost
 import data
-import machine
 import train
-from checkpoint import versions, write_whole
-from cli import BadInput, Parser, RunFailed, first_paragraph, nearest, run
 from compare import commit
 from evaluate import markdown, refuse_unwritable, score, target_nats
+from experiments import cost
 from generate import compiled, sample, stored_by_columns
+from harness import machine
+from harness.checkpoint import versions, write_whole
+from harness.cli import BadInput, Parser, RunFailed, first_paragraph, nearest, run
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 
@@ -692,7 +692,9 @@ def fitted(run: Callable[[int], tuple[float, Any]], steps: int, seconds: float) 
 
 def against_trainer(asked: Any, flags: list[str], folder: Path) -> Iterator[tuple[Row, Rounds]]:
     """Bits per byte of the validation split after so many seconds of training, ours and the Trainer's."""
-    _, texts, shape, config = train.parse(["--run.wandb", "disabled", *flags], train.make_parser("bench.py", ""))
+    _, texts, shape, config = train.parse(
+        ["--run.wandb", "disabled", *flags], train.make_parser("experiments/speed.py", "")
+    )
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
     shape = train.with_vocabulary(shape, corpus)
@@ -763,7 +765,7 @@ def refuse_wrong(asked: Any) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmarks that the command line names, and return what goes into the file."""
-    parser = Parser(prog="bench.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="experiments/speed.py", description=first_paragraph(__doc__))
     parser.add_argument(
         "benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all but compare if none"
     )

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import data
-from cli import BadInput, nearest, plotting
+from harness.cli import BadInput, nearest, plotting
 
 SMALL, CAPITALS, DIGITS = (
     np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")

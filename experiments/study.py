@@ -1,8 +1,8 @@
 """Everything this project says about lengths, scalings, bases and retrieval, measured again by one command.
 
     make results                                     all of it
-    python results/make.py schemes zero-shot         these parts only
-    python results/make.py --page                    the pages and pictures alone, from what is there
+    python -m experiments.study schemes zero-shot         these parts only
+    python -m experiments.study --page                    the pages and pictures alone, from what is there
 
 A result is one small JSON file in results/data/. What is there is not measured again, so a stopped `make results` goes
 on where it was, on any machine. Weights are not committed: a run that a missing result needs is trained when its folder
@@ -24,17 +24,15 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+import compare
+import data
+import evaluate
+import train
+from harness import machine
+from harness.checkpoint import load_run, read_metrics, read_result, write_whole
+from harness.cli import BadInput, RunFailed, nearest, run
 
-import compare  # noqa: E402
-import data  # noqa: E402
-import evaluate  # noqa: E402
-import machine  # noqa: E402
-import train  # noqa: E402
-from checkpoint import load_run, read_metrics, read_result, write_whole  # noqa: E402
-from cli import BadInput, RunFailed, nearest, run  # noqa: E402
-
+HERE = Path(__file__).parents[1] / "results"
 DATA, RUNS = HERE / "data", Path("runs", "results")
 SCHEMES = ["rope", "alibi", "t5", "none", "sinusoidal", "learned"]
 SEEDS = [0, 1, 2]
@@ -299,9 +297,9 @@ def main(argv: list[str] | None = None) -> None:
     if "--page" not in asked:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         run_all([one for one in results if one.part in (chosen or parts)], cores)
-    import page
+    from experiments import study_page
 
-    page.main()
+    study_page.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A comparison as jobs of submitit: the figures are those of processes here, and what stops a job does not lose it.
 
-.venv/bin/python -m pytest tests/test_launch.py
+.venv/bin/python -m pytest tests/test_cluster.py
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import compare
-import launch
 import train
-from checkpoint import read_metrics, read_result, steps_saved
-from cli import BadInput, RunFailed, Signals
-from launch import Launcher, Work
+from harness import cluster
+from harness.checkpoint import read_metrics, read_result, steps_saved
+from harness.cli import BadInput, RunFailed, Signals
+from harness.cluster import Launcher, Work
 
 TWO = ("--schemes", "none", "rope", "--seeds", "0")
 CLOCK = {"seconds", "tokens_per_second"}
@@ -241,7 +241,7 @@ SLURM = {
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch) -> Path:
+def slurm(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "cluster"
     folder.mkdir()
     for name, script in SLURM.items():
@@ -253,10 +253,10 @@ def cluster(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
-def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, cluster, monkeypatch):
+def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, slurm, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
-    monkeypatch.setitem(launch.Submitted.PAUSES, "slurm", 0.5)
+    monkeypatch.setitem(cluster.Submitted.PAUSES, "slurm", 0.5)
     steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
     asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
     argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
@@ -266,15 +266,15 @@ def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, cluster
     assert "this job is timed-out" in log.read_text() or "this job is preempted" in log.read_text()
     assert "going on after step" in log.read_text()
     assert "interrupted at step" in log.read_text()
-    script = (cluster / "script.sh").read_text()
+    script = (slurm / "script.sh").read_text()
     for line in ("partition=gpu", "time=30", "mem=4GB", "qos=long", "cpus-per-task=1", "job-name=out-rope-seed0"):
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --signal=USR2@90\n" in script
     assert "gpus" not in script
 
 
-def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, cluster, monkeypatch):
-    (cluster / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 7\n")
+def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, slurm, monkeypatch):
+    (slurm / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 7\n")
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -283,12 +283,12 @@ def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(compare.time, "sleep", lambda seconds: None)
     with pytest.raises(KeyboardInterrupt):
         compare.main([*small, "--schemes", "rope", "--launcher", "slurm", "--out", str(tmp_path / "out")])
-    assert (cluster / "cancelled").read_text() == "--signal=INT 7\n7\n"
+    assert (slurm / "cancelled").read_text() == "--signal=INT 7\n7\n"
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
-def test_what_slurm_says_against_a_job_is_one_line(small, tmp_path, cluster, at_the_shell):
-    (cluster / "sbatch").write_text(
+def test_what_slurm_says_against_a_job_is_one_line(small, tmp_path, slurm, at_the_shell):
+    (slurm / "sbatch").write_text(
         "#!/bin/bash\necho sbatch: error: invalid partition specified: gpuu >&2\necho more >&2\nexit 1\n"
     )
     argv = [*small, "--schemes", "rope", "--launcher", "slurm", "--slurm.partition", "gpuu"]
@@ -299,7 +299,7 @@ def test_what_slurm_says_against_a_job_is_one_line(small, tmp_path, cluster, at_
         assert word in line
 
 
-def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small, tmp_path, cluster, monkeypatch):
+def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small, tmp_path, slurm, monkeypatch):
     seen = {}
 
     def far_enough(jobs):

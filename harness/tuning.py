@@ -14,8 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from checkpoint import Run, load_run
-from cli import BadInput
+from harness.checkpoint import Run, load_run
+from harness.cli import BadInput
 from model import ModelConfig, Transformer
 from positions import extend_table
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig

@@ -1,6 +1,6 @@
 """What a transformer costs, by arithmetic alone: parameters, floating-point operations, memory, and what grows how.
 
-Nothing here is measured. `python bench.py length` puts measurements beside it, and writes both as a page.
+Nothing here is measured. `python -m experiments.speed length` puts measurements beside it, and writes both as a page.
 
 One multiplication and one addition are two operations (FLOPs). A matrix of n numbers costs a token 2 n of them forward,
 and twice that backward, since there its input and its weights get a gradient each: 6 n. A causal layer's scores take
@@ -142,8 +142,8 @@ def estimates() -> str:
     return "\n\n".join(
         [
             "## What larger models would need: an estimate, not a measurement",
-            "Nobody ran these. The arithmetic is that of cost.py, its assumptions are two: a GPU of 989 TFLOP/s in "
-            f"dense bf16 (H100 SXM, its maker's figure) of which training reaches {UTILISATION:.0%}, and "
+            "Nobody ran these. The arithmetic is that of experiments/cost.py, its assumptions are two: a GPU of 989 "
+            f"TFLOP/s in dense bf16 (H100 SXM, its maker's figure) of which training reaches {UTILISATION:.0%}, and "
             f"{TOKENS_A_PARAMETER} tokens a parameter. Autocast's bf16 copies of weights, the allocator's waste and "
             "communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes a "
             "parameter to gather weights (forward and backward) and 4 to reduce gradients, which has to hide behind "
@@ -188,7 +188,13 @@ def page(how: str, points: list[Point]) -> str:
         how: where and with what that was measured.
         points: the series, one after another.
     """
-    lines = ["# How the cost grows", "", "Made by `python bench.py length --report results/COST.md`.", "", how]
+    lines = [
+        "# How the cost grows",
+        "",
+        "Made by `python -m experiments.speed length --report results/COST.md`.",
+        "",
+        how,
+    ]
     lines += [
         "`power` is p of the line size^p that fits best: 1 grows in proportion, 2 as the square. Memory is what the"
     ]

@@ -1,4 +1,4 @@
-"""A run that can be watched and struck: what tests/faults.py does its campaigns with.
+"""A run that can be watched and struck: what tests/long/faults.py does its campaigns with.
 
 A try is a process forked from this one, which has imported everything already, so it costs a fraction of a second. What
 a try does it does to itself, by a hook on the functions of train.py and on the calls that change files, or its parent
@@ -24,15 +24,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))  # for a script in tests/
 
 
-import checkpoint  # noqa: E402
-import cli  # noqa: E402
 import data  # noqa: E402
 import train  # noqa: E402
-from checkpoint import RunFolder  # noqa: E402
+from harness import checkpoint, cli  # noqa: E402
+from harness.checkpoint import RunFolder  # noqa: E402
 
 SCHEMES = ("rope", "alibi", "t5", "learned")
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 7, 5
@@ -148,7 +147,7 @@ def watch_files(act: Callable[[int, str], None]) -> None:
     """Call `act(which, when)` before, in the middle of (`amid`, writes only) and after every call that changes a file.
 
     These are os.replace, rename, mkdir, rmdir, unlink and fsync, and opening for writing and every write in
-    checkpoint.py and data.py. What `act` raises takes the call's place.
+    harness/checkpoint.py and data.py. What `act` raises takes the call's place.
     """
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,7 +52,7 @@ class Signals:
         save: whether a save was asked for, by one of SAVES.
     """
 
-    STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see launch.py
+    STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see harness/cluster.py
     SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
     # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
     # one stop, not two. In seconds; alone, the second stop counts at once.
@@ -255,7 +255,7 @@ def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, 
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
         if hasattr(getattr(sys, stream), "reconfigure"):  # a terminal may not know every character of a text or a name
             getattr(sys, stream).reconfigure(errors="backslashreplace")
-    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see distributed.py
+    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see harness/processes.py
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,7 +1,7 @@
 """Campaigns that try to break a run, and count what was lost: docs/reliability.md says what came out.
 
-    python tests/faults.py                                    all of them, the long form (`make faults`, half an hour)
-    python tests/faults.py kills damage --tries 20 --seed 1 --out faults.json
+    python tests/long/faults.py      all of them, the long form (`make faults`, half an hour)
+    python tests/long/faults.py kills damage --tries 20 --seed 1 --out faults.json
 
     kills     SIGKILL at every call that changes a file in turn, and at random moments; each run goes on and is compared
     damage    flipped bits, cut, missing and exchanged files: whatever is read must be what was written
@@ -65,13 +65,13 @@ from strikes import (
     whole,
 )
 
-import cli
 import compare
 import evaluate
 import generate
 import train
-from checkpoint import Damaged, load_run, read_checkpoint, steps_saved, versions, write_whole
-from cli import BadInput, Parser, first_paragraph
+from harness import cli
+from harness.checkpoint import Damaged, load_run, read_checkpoint, steps_saved, versions, write_whole
+from harness.cli import BadInput, Parser, first_paragraph
 
 # ---- the campaigns ---------------------------------------------------------------------------------------------------
 
@@ -329,9 +329,9 @@ def wandb_on_a_full_disk(count: Count, mount: Path) -> dict[str, int]:
         folder = WORK[0] / f"wandb-full-{n}"
         argv = command(folder, "rope", "--run.wandb", "offline", "--data.cache", str(WORK[0] / "room-cache"))
         hook = (
-            "import checkpoint, pathlib, os; f = checkpoint.RunFolder.prepare\n"
+            "import pathlib, os; from harness import checkpoint; f = checkpoint.RunFolder.prepare\n"
             'def prepare(self, *a):\n f(self, *a); os.symlink(os.environ["SMALL"], self.path / "wandb")\n'
-            "checkpoint.RunFolder.prepare = prepare; import cli, train; cli.run(train.main)"
+            "checkpoint.RunFolder.prepare = prepare; import train; from harness import cli; cli.run(train.main)"
         )
         done = subprocess.run(
             [sys.executable, "-c", hook, *argv],
@@ -722,7 +722,7 @@ def soaked(mode: str, run: dict[str, Any]) -> str:
     )
 
 
-BEGIN, END = "<!-- made by tests/faults.py -->", "<!-- end -->"
+BEGIN, END = "<!-- made by tests/long/faults.py -->", "<!-- end -->"
 
 
 def publish(figures: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Speed: what the figures mean, the arithmetic of cost, and every benchmark at a tiny size. Nothing here is timed.
 
-.venv/bin/python -m pytest tests/test_bench.py
+.venv/bin/python -m pytest tests/test_speed.py
 """
 
 import importlib.util
@@ -12,13 +12,12 @@ import pytest
 import torch
 import yaml
 
-import bench
-import cost
 import data
-import machine
 import train
-from bench import Row, compared, take_turns, times_better, verdict
-from cli import BadInput
+from experiments import cost, speed
+from experiments.speed import Row, compared, take_turns, times_better, verdict
+from harness import machine
+from harness.cli import BadInput
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 
@@ -30,7 +29,7 @@ TINY += ["--seconds", "0.001", "--threads", "1", "--compile", "false", "--precis
 
 def rows_of(argv: list[str]) -> dict[str, Row]:
     """The rows of a tiny run, by case."""
-    return {row["case"]: Row(**row) for row in bench.main([*argv[:1], *TINY, *argv[1:]])["rows"]}
+    return {row["case"]: Row(**row) for row in speed.main([*argv[:1], *TINY, *argv[1:]])["rows"]}
 
 
 # ---- what a ratio means ----------------------------------------------------------------------------------------------
@@ -78,9 +77,9 @@ def test_all_contenders_take_turns():
 
 
 def test_the_table_shows_the_best_peer_and_the_share_of_the_limit():
-    speed = Row("train", "a", "tokens/s", 300.0, {"x": 200.0, "y": 100.0}, 1000.0, 1.5, 1.4, 1.6)
+    rate = Row("train", "a", "tokens/s", 300.0, {"x": 200.0, "y": 100.0}, 1000.0, 1.5, 1.4, 1.6)
     time_ = Row("rope", "b", "ms", 3.0, {"x": 20.0, "y": 10.0}, 2.0, 3.3, 3.0, 4.0)
-    _, _, first, second = bench.table([speed, time_])
+    _, _, first, second = speed.table([rate, time_])
     assert [cell.strip() for cell in first.split("|")[1:-1]] == [
         *("train", "a", "300 tokens/s", "200 tokens/s, x", "1.50x (1.40 to 1.60)", "30% of it")
     ]
@@ -94,7 +93,7 @@ def test_the_table_shows_the_best_peer_and_the_share_of_the_limit():
 
 def test_the_file_has_rows_of_exactly_the_stated_keys(tmp_path):
     out = tmp_path / "bench.json"
-    bench.main(["rope", "train", *TINY, "--out", str(out)])
+    speed.main(["rope", "train", *TINY, "--out", str(out)])
     content = json.loads(out.read_text())
     assert {"rows", "rounds", "missing", "versions", "commit"} <= set(content)
     for row in content["rows"]:
@@ -105,9 +104,9 @@ def test_the_file_has_rows_of_exactly_the_stated_keys(tmp_path):
     by_bench = {name: [row for row in content["rows"] if row["bench"] == name] for name in ("rope", "train")}
     assert [row["bench"] for row in content["rows"][:2]] == ["rope", "rope"]  # in the order asked for
     assert all("transformers" in row["peers"] and row["limit"] > 0 for row in by_bench["rope"])
-    speed, cost_of_rope = by_bench["train"]
-    assert {"transformers eager", "transformers sdpa"} <= set(speed["peers"])
-    assert speed["unit"] == cost_of_rope["unit"] == "tokens/s"
+    ours, cost_of_rope = by_bench["train"]
+    assert {"transformers eager", "transformers sdpa"} <= set(ours["peers"])
+    assert ours["unit"] == cost_of_rope["unit"] == "tokens/s"
     assert list(cost_of_rope["peers"]) == ["none eager"]
     last = content["rounds"][-1]
     assert times_better(last["rope eager"], last["none eager"], "tokens/s")["ratio"] == cost_of_rope["ratio"]
@@ -128,8 +127,8 @@ def test_generation_is_timed_beside_transformers():
 
 def test_ours_and_transformers_generate_the_same_tokens_from_the_same_weights():
     """So that the speeds compared are those of the same work: greedy, cache and all."""
-    config = ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, rope=bench.RopeConfig(layout="half-split"))
-    ours, theirs = Transformer(config).eval().double(), bench.llama(config, length=64).eval().double()
+    config = ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, rope=speed.RopeConfig(layout="half-split"))
+    ours, theirs = Transformer(config).eval().double(), speed.llama(config, length=64).eval().double()
     weights = theirs.state_dict()
     with torch.no_grad():
         for i, block in enumerate(ours.blocks):
@@ -143,25 +142,25 @@ def test_ours_and_transformers_generate_the_same_tokens_from_the_same_weights():
         ours.embedding.weight.copy_(weights["model.embed_tokens.weight"])
     prompt = [1, 2, 3]
     their_tokens = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, 3:].tolist()
-    assert list(bench.sample(ours, prompt, 20, temperature=0, seed=0)) == their_tokens
+    assert list(speed.sample(ours, prompt, 20, temperature=0, seed=0)) == their_tokens
 
 
-@pytest.mark.parametrize("maker", [bench.llama, bench.x_transformer], ids=["transformers", "x-transformers"])
-@pytest.mark.parametrize(("d_model", "n_layer"), bench.SHAPES)
+@pytest.mark.parametrize("maker", [speed.llama, speed.x_transformer], ids=["transformers", "x-transformers"])
+@pytest.mark.parametrize(("d_model", "n_layer"), speed.SHAPES)
 def test_a_peer_has_our_shape(maker, d_model, n_layer):
-    if maker is bench.x_transformer:
+    if maker is speed.x_transformer:
         pytest.importorskip("x_transformers")
-    config = ModelConfig(vocab_size=bench.ENTRIES, d_model=d_model, n_layer=n_layer)
+    config = ModelConfig(vocab_size=speed.ENTRIES, d_model=d_model, n_layer=n_layer)
     theirs = maker(config)
     biases = sum(p.numel() for name, p in theirs.named_parameters() if name.endswith("bias"))
     assert sum(p.numel() for p in theirs.parameters()) - biases == cost.parameters(config)
-    assert biases == (2 * config.d_ff * n_layer if maker is bench.x_transformer else 0)
+    assert biases == (2 * config.d_ff * n_layer if maker is speed.x_transformer else 0)
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    assert bench.Logits(theirs)(tokens).shape == (1, 4, bench.ENTRIES)
+    assert speed.Logits(theirs)(tokens).shape == (1, 4, speed.ENTRIES)
 
 
 def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
-    monkeypatch.setattr(bench, "apart", lambda work, *arguments: bench.Apart(work(*arguments), 1.0, 3.0, 2.0))
+    monkeypatch.setattr(speed, "apart", lambda work, *arguments: speed.Apart(work(*arguments), 1.0, 3.0, 2.0))
     rows = rows_of(["data", "--megabytes", "[0.05, 0.1]", "--repeats", "1"])
     assert set(rows["preparing 0.05 MB"].peers) == {"tokenizers"}
     assert {case for case, row in rows.items() if row.unit == "MiB"} == {
@@ -171,7 +170,7 @@ def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
 
 def test_text_is_made_of_verses_in_another_order_every_time(tmp_path):
     verses = next(data.read_kjv())["text"].splitlines(keepends=True)
-    bench.write_text(tmp_path / "text", 0.2)
+    speed.write_text(tmp_path / "text", 0.2)
     written = (tmp_path / "text").read_bytes().splitlines(keepends=True)
     assert 0.2e6 <= (tmp_path / "text").stat().st_size < 0.21e6
     assert set(written) <= set(verses)
@@ -184,14 +183,14 @@ def numbers_of_a_megabyte() -> int:
 
 
 def test_work_apart_tells_its_own_memory():
-    taken = bench.apart(numbers_of_a_megabyte)
+    taken = speed.apart(numbers_of_a_megabyte)
     assert taken.result == 16 << 20
     assert 60 < taken.peak - taken.before < 500
     assert taken.anonymous is None or taken.anonymous < taken.peak
 
 
 def test_the_page_of_costs_has_every_series_and_the_estimates(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "apart", lambda work, *arguments: bench.Apart(work(*arguments), 1.0, 3.0, None))
+    monkeypatch.setattr(speed, "apart", lambda work, *arguments: speed.Apart(work(*arguments), 1.0, 3.0, None))
     page = tmp_path / "cost.md"
     rows = rows_of(["length", "--lengths", "[16, 32]", "--megabytes", "[0.1]", "--report", str(page)])
     assert {"evaluating one window, length 16 tokens", "preparing, text 0.1 MB"} <= set(rows)
@@ -215,7 +214,7 @@ def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
         runs.append(steps)
         return 2 + 0.1 * steps, f"run {len(runs)}"  # a start that weighs less in a longer run
 
-    steps, seconds, made = bench.fitted(run, 10, 60)
+    steps, seconds, made = speed.fitted(run, 10, 60)
     assert made == f"run {len(runs)}"
     assert seconds == pytest.approx(60, rel=1 / 30)
     assert seconds == 2 + 0.1 * steps
@@ -225,12 +224,12 @@ def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
 
 def test_a_machine_that_keeps_no_pace_ends_after_four_runs_as_they_came_out():
     speeds = iter([1, 2, 1, 2, 1])  # seconds a step
-    assert bench.fitted(lambda steps: (steps * next(speeds), "made"), 10, 60) == (30, 30, "made")
+    assert speed.fitted(lambda steps: (steps * next(speeds), "made"), 10, 60) == (30, 30, "made")
 
 
 def test_the_trainer_reads_our_batches_in_order(corpus_file, tmp_path):
     corpus = data.load(data.DataConfig(str(corpus_file), tokenizer="bytes", cache=str(tmp_path)), 0, 3, 16)
-    rows = iter(bench.Rows(corpus))
+    rows = iter(speed.Rows(corpus))
     for step in range(3):
         theirs = torch.stack([next(rows)["input_ids"] for _ in range(3)])
         assert torch.equal(theirs, corpus.batch(step)[0])
@@ -238,11 +237,11 @@ def test_the_trainer_reads_our_batches_in_order(corpus_file, tmp_path):
 
 def test_comparing_trains_both_and_times_the_comparison(small, monkeypatch):
     pytest.importorskip("accelerate")
-    whole = bench.compare.main
-    monkeypatch.setattr(bench.compare, "main", lambda argv: whole([*argv, "--schemes", "rope", "--jobs", "1"]))
+    whole = speed.compare.main
+    monkeypatch.setattr(speed.compare, "main", lambda argv: whole([*argv, "--schemes", "rope", "--jobs", "1"]))
     flags = " ".join(small[:-4])  # precision, device, threads and wandb: bench sets its own
     asked = ["compare", *TINY, "--train_seconds", "0.05", "--rehearsal", "2"]
-    content = bench.main([*asked, "--flags", f"{flags} --run.precision fp32"])
+    content = speed.main([*asked, "--flags", f"{flags} --run.precision fp32"])
     bits, seconds = (Row(**row) for row in content["rows"])
     assert set(bits.peers) == {"transformers Trainer"}
     assert bits.unit == "bits/byte"
@@ -256,8 +255,8 @@ def test_comparing_trains_both_and_times_the_comparison(small, monkeypatch):
 
 def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_goes_on(monkeypatch, capsys):
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in bench.PEERS.values() else there(name))
-    content = bench.main(["rope", "train", *TINY])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in speed.PEERS.values() else there(name))
+    content = speed.main(["rope", "train", *TINY])
     said = capsys.readouterr().out
     for library in ("transformers", "x-transformers", "rotary-embedding-torch"):
         assert said.count(f"\n{library} is not installed") + said.startswith(f"{library} is not installed") == 1
@@ -268,7 +267,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_go
 
 
 def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(bench.machine, "has_compiler", lambda: False)
+    monkeypatch.setattr(speed.machine, "has_compiler", lambda: False)
     rows = rows_of(["rope", "--compile", "true"])
     assert "no C++ compiler" in capsys.readouterr().out
     assert rows
@@ -295,9 +294,9 @@ def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkey
     ids=" ".join,
 )
 def test_bad_input_is_refused_before_anything_is_measured(argv, words, monkeypatch, at_the_shell):
-    for name in bench.BENCHES:
-        monkeypatch.setitem(bench.BENCHES, name, lambda asked: pytest.fail("something was measured"))
-    outcome = at_the_shell(bench.main, argv)
+    for name in speed.BENCHES:
+        monkeypatch.setitem(speed.BENCHES, name, lambda asked: pytest.fail("something was measured"))
+    outcome = at_the_shell(speed.main, argv)
     assert outcome.code == 2
     assert len(outcome.err.strip().splitlines()) == 1
     for word in words:
@@ -306,9 +305,9 @@ def test_bad_input_is_refused_before_anything_is_measured(argv, words, monkeypat
 
 def test_every_benchmark_but_the_slow_one_runs_by_default(monkeypatch):
     ran = []
-    for name in bench.BENCHES:
-        monkeypatch.setitem(bench.BENCHES, name, lambda asked, name=name: ran.append(name) or [])
-    bench.main([])
+    for name in speed.BENCHES:
+        monkeypatch.setitem(speed.BENCHES, name, lambda asked, name=name: ran.append(name) or [])
+    speed.main([])
     assert ran == ["train", "rope", "generate", "data", "length"]
 
 
@@ -383,11 +382,11 @@ def test_growth_finds_the_power():
 def losses(corpus: data.Corpus, compile_: bool = False, **how) -> list[float]:
     """Losses of 50 training steps of a tiny model."""
     model = Transformer(ModelConfig(vocab_size=corpus.vocab_size, d_model=32, n_layer=2, n_head=2, seq_len=16, **how))
-    optimizer = train.make_optimizer(model, train.RunConfig(), bench.CPU)
-    _, autocast = machine.pick_precision("fp32", bench.CPU)
+    optimizer = train.make_optimizer(model, train.RunConfig(), speed.CPU)
+    _, autocast = machine.pick_precision("fp32", speed.CPU)
     out = []
     for step in range(50):
-        out.append(train.gradients(model, *corpus.batch(step), 4, bench.CPU, autocast))
+        out.append(train.gradients(model, *corpus.batch(step), 4, speed.CPU, autocast))
         optimizer.step()
         optimizer.zero_grad()
     return out
@@ -419,7 +418,7 @@ def test_compiled_generation_writes_the_same_tokens_with_one_graph_for_the_promp
     graphs = []
     model = Transformer(ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2)).eval()
     compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
-    ours, theirs = ([*bench.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
+    ours, theirs = ([*speed.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
     assert ours == theirs
     assert len(graphs) == 2
 
@@ -464,7 +463,7 @@ def test_the_estimates_in_the_page_of_costs_are_those_of_the_arithmetic():
 
 def test_bad_shapes_are_bad_input():
     with pytest.raises(BadInput, match="--d_model 130"):
-        bench.main(["train", "--d_model", "130"])
+        speed.main(["train", "--d_model", "130"])
 
 
 def test_every_scheme_costs_the_same_matrices():

@@ -1,7 +1,7 @@
 """Put measured figures where readers see them: a file in results/, and a table in the README.
 
-python results/publish.py runs/compare    a comparison: results/compare.json, docs/compare.png, the README's table
-python results/publish.py bench.json      what bench.py wrote: results/bench.json, the README's table of speeds
+python -m experiments.publish runs/compare    a comparison: results/compare.json, docs/compare.png, the README's table
+python -m experiments.publish bench.json      what experiments.speed wrote: results/bench.json, the README's speeds
 """
 
 import json
@@ -11,16 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compare
+from experiments import speed
+from harness.checkpoint import write_whole
+from harness.cli import BadInput, run
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import bench  # noqa: E402
-import compare  # noqa: E402
-from checkpoint import write_whole  # noqa: E402
-from cli import BadInput, run  # noqa: E402
-
-MARKS = "<!-- made by results/publish.py -->", "<!-- end -->"
-SPEED_MARKS = "<!-- speed, made by results/publish.py -->", "<!-- end of speed -->"
+MARKS = "<!-- made by experiments/publish.py -->", "<!-- end -->"
+SPEED_MARKS = "<!-- speed, made by experiments/publish.py -->", "<!-- end of speed -->"
 
 
 def section(summary: dict[str, Any]) -> str:
@@ -40,7 +38,7 @@ def section(summary: dict[str, Any]) -> str:
 
 def speed_section(content: dict[str, Any]) -> str:
     """What the README says of speed: where it was measured, beside what, and the table."""
-    machine, rows = content["versions"], [bench.Row(**row) for row in content["rows"]]
+    machine, rows = content["versions"], [speed.Row(**row) for row in content["rows"]]
     made = f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}"
     peers = ", ".join(f"{name} {version}" for name, version in content["peers"].items())
     beside = f"; beside {peers}" if peers else ""
@@ -48,7 +46,7 @@ def speed_section(content: dict[str, Any]) -> str:
     note = f" {content['note']}" if content["note"] else ""
     made += f", commit {(content['commit'] or 'unknown')[:10]}{beside}{missing}.{note}"
     shown = [row for row in rows if row.bench != "length"]  # what grows how has a page of its own
-    return "\n".join([made, "", *bench.table(shown)])
+    return "\n".join([made, "", *speed.table(shown)])
 
 
 def put(section: str, marks: tuple[str, str]) -> None:
@@ -69,13 +67,15 @@ def main(argv: list[str] | None = None) -> None:
         len(argv) != 1 or not all(Path(argv[0], name).is_file() for name in ("summary.json", "curves.png"))
     ):
         what = " ".join(argv) or "nothing"
-        raise BadInput(f"{what} is not the folder of a comparison and no .json of bench.py: name one, runs/compare say")
+        raise BadInput(
+            f"{what} is not the folder of a comparison and no .json of experiments/speed.py: name one, runs/compare say"
+        )
     file = Path(argv[0]) if speeds else Path(argv[0], "summary.json")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         body = speed_section(content) if speeds else section(content)
     except (ValueError, KeyError, TypeError) as error:
-        maker = "bench.py" if speeds else "compare.py"
+        maker = "experiments/speed.py" if speeds else "compare.py"
         raise BadInput(f"{file} is damaged ({error}): make it again with {maker}") from error
     write_whole(ROOT / "results" / ("bench.json" if speeds else "compare.json"), json.dumps(content, indent=2) + "\n")
     if not speeds:

@@ -1,8 +1,8 @@
-"""The long form of tests/test_distributed.py, with figures: an hour on two busy cores.
+"""The long form of tests/test_processes.py, with figures: an hour on two busy cores.
 
-    .venv/bin/python tests/distributed_long.py                         # loss curves, then kills
-    .venv/bin/python tests/distributed_long.py --only accumulation     # some of the curves
-    .venv/bin/python tests/distributed_long.py --only kills --tries 3
+    .venv/bin/python tests/long/distributed_long.py                         # loss curves, then kills
+    .venv/bin/python tests/long/distributed_long.py --only accumulation     # some of the curves
+    .venv/bin/python tests/long/distributed_long.py --only kills --tries 3
 
 1. Losses of 100 steps at the default size and rate, in fp32 and once in float64, on 1, 2 and 4 processes, with DDP
    and FSDP2, with and without accumulation: the largest difference from the single process's, which may not be above
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jsonargparse import auto_cli
 from processes import REPOSITORY, run_on

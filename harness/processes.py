@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from cli import BadInput, RunFailed, Signals
+from harness.cli import BadInput, RunFailed, Signals
 from model import Transformer
 
 T = TypeVar("T")
