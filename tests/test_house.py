@@ -2,8 +2,8 @@
 
 .venv/bin/python -m pytest tests/test_house.py
 
-A rule is a function from the sources (path -> text) to its breaches (place -> how much). `STILL` lists the breaches that
-are left, each with the number that it may not exceed: an entry may shrink or go, and none may be added.
+A rule is a function from the sources (path -> text) to its breaches (place -> how much). `STILL` lists the breaches
+that are left, each with the number that it may not exceed: an entry may shrink or go, and none may be added.
 """
 
 import ast
