@@ -33,10 +33,14 @@ from tqdm import tqdm
 import data
 import train
 from evaluate import loss_by_length, markdown, target_figures
-from harness import checkpoint, machine
-from harness.checkpoint import RunFolder, load_run, other_values, read_metrics, read_result, versions, write_whole
-from harness.cli import BadInput, RunFailed, first_paragraph, nearest, plotting, run
+from harness import devices
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig, Submitted
+from harness.files import write_whole
+from harness.folder import MAY_DIFFER, RunFolder, other_values
+from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
+from harness.pictures import plotting
+from harness.provenance import versions
+from harness.runs import load_finished_run, read_metrics, read_result
 from harness.tasks import TaskCorpus, heat_map, measure, missing
 from model import ModelConfig
 from positions import SCHEMES
@@ -54,7 +58,7 @@ HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in gre
 # A run in the folder, finished or not, stands for the one that is asked for if no more differs than a resumed run may
 # change. Two of these make it another run here: its curve has other points at another eval_every, and bf16 beside fp32
 # is more than a scheme apart.
-MAY_DIFFER = {**checkpoint.MAY_DIFFER, "run": checkpoint.MAY_DIFFER["run"] - {"eval_every", "precision"}}
+MAY_DIFFER_HERE = {**MAY_DIFFER, "run": MAY_DIFFER["run"] - {"eval_every", "precision"}}
 TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parent / "results" / "learning_rate.json"
 
@@ -150,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         jobs_at_once = min(asked.jobs or sys.maxsize, len(asked.schemes) * len(asked.seeds))
         threads = run_config.threads or slurm.cpus
     else:
-        if machine.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
+        if devices.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
             jobs_at_once = 1  # one accelerator
         threads = run_config.threads or (max(1, cores // jobs_at_once) if jobs_at_once > 1 else None)
     try:
@@ -222,7 +226,7 @@ def is_finished(job: Job) -> bool:
         return False
     finished = read_result(job.folder).get("status") == "finished"
     configs = {"data": job.data, "model": job.model, "run": job.run}
-    if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs, MAY_DIFFER)):
+    if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs, MAY_DIFFER_HERE)):
         raise BadInput(
             f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.name} there has "
             f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
@@ -247,9 +251,9 @@ def work(job: Job) -> None:
         torch.set_num_threads(job.run.threads)
     if job.run.overwrite or read_result(job.folder).get("status") != "finished":
         train.train(job.data, job.model, replace(job.run, resume=not job.run.overwrite))
-    device = machine.pick_device(job.run.device)
-    _, autocast = machine.pick_precision(job.run.precision, device)
-    loaded = load_run(job.folder, str(device))
+    device = devices.pick_device(job.run.device)
+    _, autocast = devices.pick_precision(job.run.precision, device)
+    loaded = load_finished_run(job.folder, str(device))
     corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
     if isinstance(corpus, TaskCorpus):
         figures = partial(target_figures, loaded.model, device=device, autocast=autocast)
@@ -489,7 +493,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What two comparisons must share for their figures to stand side by side: all but scheme, seed and rate."""
     aside = {"position", "seed", "learning_rate", "eval_windows"}
     return {
-        section: {k: v for k, v in values.items() if k not in aside | checkpoint.MAY_DIFFER[section]}
+        section: {k: v for k, v in values.items() if k not in aside | MAY_DIFFER[section]}
         for section, values in config.items()
     }
 

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.cli import BadInput, nearest
+from harness.messages import BadInput, nearest
 
 # Read by the Hugging Face libraries when they are imported, which happens only once a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

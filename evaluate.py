@@ -43,9 +43,13 @@ from tqdm import tqdm
 
 import data
 from data import Corpus
-from harness.checkpoint import Run, load_run, read_result, versions, write_whole
-from harness.cli import BadInput, Parser, first_paragraph, nearest, plotting, run
-from harness.machine import Autocast, pick_device, pick_precision
+from harness.devices import Autocast, pick_device, pick_precision
+from harness.files import write_whole
+from harness.messages import BadInput, first_paragraph, nearest, run
+from harness.options import Parser
+from harness.pictures import plotting
+from harness.provenance import versions
+from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.tasks import TOKENS_AT_ONCE, TaskCorpus, heat_map, measure, missing, shown_depth
 from model import Transformer
 from positions import SCHEMES, PastTheEnd, Position
@@ -354,7 +358,7 @@ def overlay(own: RopeConfig, given: dict[str, Any], scaling: str, trained: int) 
     return fields
 
 
-def position_at(run_: Run, fields: dict[str, Any], length: int) -> Position:
+def position_at(run_: FinishedRun, fields: dict[str, Any], length: int) -> Position:
     """The scheme rope at one length in use; a factor `auto` is that length over the original one, and at least 1.
 
     Raises:
@@ -390,7 +394,7 @@ def add_rope_options(parser: Parser) -> None:
     )
 
 
-def variants(run_: Run, given: dict[str, Any], several: list[str] | None) -> dict[str | None, dict[str, Any]]:
+def variants(run_: FinishedRun, given: dict[str, Any], several: list[str] | None) -> dict[str | None, dict[str, Any]]:
     """Scaling to the fields of its RopeConfig, for all that is compared; None, without fields, for other schemes.
 
     Args:
@@ -476,7 +480,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not 0 <= asked.seed < 2**63:
         raise BadInput(f"--seed {asked.seed} must be at least 0 and below 2^63")
     device = pick_device("auto")
-    loaded = load_run(asked.run, str(device))
+    loaded = load_finished_run(asked.run, str(device))
     model, trained, settings = loaded.model, loaded.model_config.seq_len, loaded.settings
     on_task = loaded.data.corpus.startswith("task:")
     protocols = list(dict.fromkeys(asked.protocols or [RETRIEVAL if on_task else "fixed"]))
@@ -584,7 +588,7 @@ def retrieval(
     return results
 
 
-def refuse_unfit(asked: Any, protocols: list[str], run_: Run, on_task: bool) -> None:
+def refuse_unfit(asked: Any, protocols: list[str], run_: FinishedRun, on_task: bool) -> None:
     """Raise BadInput for what only makes sense for runs on text, asked of one on a task, or the other way round."""
     on = f"{run_.path} was trained on {run_.data.corpus}"
     for protocol in protocols:
@@ -596,7 +600,7 @@ def refuse_unfit(asked: Any, protocols: list[str], run_: Run, on_task: bool) -> 
             raise BadInput(f"--{option} {getattr(asked, option)} means nothing here: {on}, so leave it out")
 
 
-def choose_lengths(asked: list[int] | None, run_: Run, corpus: Corpus | TaskCorpus, split: str) -> list[int]:
+def choose_lengths(asked: list[int] | None, run_: FinishedRun, corpus: Corpus | TaskCorpus, split: str) -> list[int]:
     """The lengths asked for, in order; if none, those of 1, 2, 4 and 8 times the trained one that can be.
 
     For tasks a quarter and a half come first, and lengths past the end of learned positions stay, to come out as n/a.

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 import data
 from data import END_OF_TEXT, byte_characters, special_id
 from evaluate import add_rope_options, position_at, variants
-from harness.checkpoint import Run, load_run
-from harness.cli import BadInput, Parser, RunFailed, first_paragraph, run
-from harness.machine import refuse_without_compiler, why_not_compiled
+from harness.devices import refuse_without_compiler, why_not_compiled
+from harness.messages import BadInput, RunFailed, first_paragraph, run
+from harness.options import Parser
+from harness.runs import FinishedRun, load_finished_run
 from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
@@ -192,7 +193,7 @@ class Text:
         return text[:certain]
 
 
-def write(loaded: Run, ids: list[int], asked: Any) -> None:
+def write(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
     """Print the prompt, whose tokens are `ids`, and what the model makes of it, as the command line has asked.
 
     One sample is printed as it comes, and every piece flushed, for a screen and a pipe alike; several one by one.
@@ -221,7 +222,7 @@ def write(loaded: Run, ids: list[int], asked: Any) -> None:
             print(f"[{note}]")
 
 
-def rescale(loaded: Run, given: dict[str, Any], length: int) -> None:
+def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
     """Lay `--rope.*` options over the run's own for contexts of up to `length` tokens; warn where that is too far."""
     ((scaling, fields),) = variants(loaded, given, None).items()
     if given:
@@ -285,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput("--stop '' must not be empty: every text holds that")
     if asked.compile:
         refuse_without_compiler("--compile", torch.device("cpu"))
-    loaded = load_run(asked.run)
+    loaded = load_finished_run(asked.run)
     if loaded.data.corpus.startswith("task:") and not asked.prompt:
         words = sys.argv[1:] if argv is None else argv
         if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):

@@ -389,7 +389,8 @@ def yarn_warning(config: RopeConfig, d_head: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table of pairs for the options of the command line."""
-    from harness.cli import BadInput, Parser
+    from harness.messages import BadInput
+    from harness.options import Parser
 
     parser = Parser(prog="rope.py", description="How fast each pair of features turns, and how far inside a length.")
     parser.add_class_arguments(RopeConfig, "rope")
@@ -407,6 +408,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from harness.cli import run
+    from harness.messages import run
 
     run(main, prints=True)

@@ -7,7 +7,7 @@
         --run.steps 100
 
 Values come from the defaults, then from config files and flags in the order they stand on the line. `--print_config`
-shows the outcome, and every run folder keeps it (see harness/checkpoint.py). The last command tunes a finished
+shows the outcome, and every run folder keeps it (see harness/folder.py). The last command tunes a finished
 run: its weights go on being trained, at another length or scaling, and its config lies under files and flags (see
 harness/tuning.py).
 
@@ -40,19 +40,8 @@ from tqdm import tqdm
 import data
 from evaluate import Score, score
 from generate import sample, trial
-from harness.checkpoint import (
-    Curves,
-    Run,
-    RunFolder,
-    read_metrics,
-    refuse_other_config,
-    refuse_taken,
-    verified,
-    versions,
-    weights_sha256,
-)
-from harness.cli import BadInput, ConfigFile, Parser, RunFailed, Signals, first_paragraph, run, silence
-from harness.machine import (
+from harness.curves import Curves
+from harness.devices import (
     Autocast,
     pick_device,
     pick_precision,
@@ -60,7 +49,13 @@ from harness.machine import (
     refuse_without_compiler,
     why_not_compiled,
 )
+from harness.folder import RunFolder, refuse_other_config, refuse_taken, verified
+from harness.messages import BadInput, RunFailed, first_paragraph, run, silence
+from harness.options import ConfigFile, Parser
 from harness.processes import ALONE, World, assembled, begin, reducing, whole
+from harness.provenance import versions
+from harness.runs import FinishedRun, read_metrics, weights_sha256
+from harness.signals import Signals
 from harness.tasks import TaskCorpus, refuse_unknown_task
 from harness.tuning import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under
 from model import ModelConfig, Transformer, shared_sha256
@@ -359,7 +354,7 @@ class Setup:
         return seconds * steps * max(1, self.config.batch_size / (self.rows * self.world.size))
 
 
-def begun(configs: dict[str, Any], old: Run | None) -> dict[str, Any] | None:
+def begun(configs: dict[str, Any], old: FinishedRun | None) -> dict[str, Any] | None:
     """What result.json says, if the run to resume is finished.
 
     Raises:
@@ -380,7 +375,7 @@ def begun(configs: dict[str, Any], old: Run | None) -> dict[str, Any] | None:
 
 
 def prepare(
-    data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig, old: Run | None, world: World
+    data_config: data.DataConfig, model_config: ModelConfig, config: RunConfig, old: FinishedRun | None, world: World
 ) -> Setup:
     """All that a run works with, on one of its processes.
 

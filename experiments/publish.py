@@ -13,8 +13,8 @@ from typing import Any
 
 import compare
 from experiments import speed
-from harness.checkpoint import write_whole
-from harness.cli import BadInput, run
+from harness.files import write_whole
+from harness.messages import BadInput, run
 
 ROOT = Path(__file__).parent.parent
 MARKS = "<!-- made by experiments/publish.py -->", "<!-- end -->"

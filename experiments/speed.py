@@ -54,9 +54,11 @@ from compare import commit
 from evaluate import markdown, refuse_unwritable, score, target_nats
 from experiments import cost
 from generate import compiled, sample, stored_by_columns
-from harness import machine
-from harness.checkpoint import versions, write_whole
-from harness.cli import BadInput, Parser, RunFailed, first_paragraph, nearest, run
+from harness import devices
+from harness.files import write_whole
+from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
+from harness.options import Parser
+from harness.provenance import versions
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 
@@ -277,15 +279,15 @@ def shapes(asked: Any, default: list[tuple[int, int]]) -> Iterator[ModelConfig]:
         yield config
 
 
-def precisions(asked: str) -> list[tuple[str, machine.Autocast]]:
+def precisions(asked: str) -> list[tuple[str, devices.Autocast]]:
     """The precisions to measure; auto is fp32, and bf16 too where the hardware has it."""
-    every = ["bf16", "fp32"] if machine.bf16_is_native(CPU) else ["fp32"]
-    return [machine.pick_precision(name, CPU) for name in (every if asked == "auto" else [asked])]
+    every = ["bf16", "fp32"] if devices.bf16_is_native(CPU) else ["fp32"]
+    return [devices.pick_precision(name, CPU) for name in (every if asked == "auto" else [asked])]
 
 
 def can_compile(asked: Any) -> bool:
     """Whether to measure compiled models; without a C++ compiler that is said, once, and left out."""
-    there = machine.has_compiler()
+    there = devices.has_compiler()
     if asked.compile and not there and "a C++ compiler" not in missing:
         missing.append("a C++ compiler")
         print("There is no C++ compiler: nothing compiled is measured", flush=True)
@@ -293,7 +295,7 @@ def can_compile(asked: Any) -> bool:
 
 
 def training_step(
-    model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: machine.Autocast
+    model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: devices.Autocast
 ) -> Callable:
     """One optimiser step of train.py on random tokens: gradients, clipping, AdamW. The same for every contender."""
     settings = train.RunConfig()
@@ -564,7 +566,7 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
     """Seconds of scoring every token of one window."""
     model = Transformer(config).eval()
     tokens = torch.randint(config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
-    _, autocast = machine.pick_precision("fp32", CPU)
+    _, autocast = devices.pick_precision("fp32", CPU)
     began = time.perf_counter()
     target_nats(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
     return time.perf_counter() - began
@@ -572,7 +574,7 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
 
 def train_once(config: ModelConfig, rows: int) -> float:
     """Seconds of the better of two training steps, after one that warms up."""
-    _, autocast = machine.pick_precision("fp32", CPU)
+    _, autocast = devices.pick_precision("fp32", CPU)
     step = training_step(Transformer(config), config, rows, rows, autocast)
     return min(take_turns({"step": step}, 2, 0)["step"])
 
@@ -698,7 +700,7 @@ def against_trainer(asked: Any, flags: list[str], folder: Path) -> Iterator[tupl
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
     shape = train.with_vocabulary(shape, corpus)
-    precision, autocast = machine.pick_precision(config.precision, CPU)
+    precision, autocast = devices.pick_precision(config.precision, CPU)
     rehearsal = max(2, asked.rehearsal)  # steps, of each, that say how many fit into the seconds
 
     def ours(steps: int) -> tuple[float, dict[str, Any]]:

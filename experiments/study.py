@@ -28,9 +28,10 @@ import compare
 import data
 import evaluate
 import train
-from harness import machine
-from harness.checkpoint import load_run, read_metrics, read_result, write_whole
-from harness.cli import BadInput, RunFailed, nearest, run
+from harness import devices
+from harness.files import write_whole
+from harness.messages import BadInput, RunFailed, nearest, run
+from harness.runs import load_finished_run, read_metrics, read_result
 
 HERE = Path(__file__).parents[1] / "results"
 DATA, RUNS = HERE / "data", Path("runs", "results")
@@ -218,12 +219,12 @@ def measure(one: Result, runs: dict[str, Run]) -> None:
         "commit": compare.commit(),
     }
     if one.options is None:
-        loaded = load_run(folder)
+        loaded = load_finished_run(folder)
         seed, rows = loaded.settings["seed"], loaded.settings["batch_size"]
         corpus = data.load(loaded.data, seed, rows, loaded.model_config.seq_len)
-        _, autocast = machine.pick_precision(loaded.settings["precision"], machine.pick_device("cpu"))
+        _, autocast = devices.pick_precision(loaded.settings["precision"], devices.pick_device("cpu"))
         losses = evaluate.loss_by_length(
-            loaded.model, corpus, "validation", LENGTHS, machine.pick_device("cpu"), autocast
+            loaded.model, corpus, "validation", LENGTHS, devices.pick_device("cpu"), autocast
         )
         curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]
         made |= {"loss_by_length": losses, "curve": curve}

@@ -25,8 +25,9 @@ from experiments.study import (
     TUNINGS,
     study,
 )
-from harness.checkpoint import write_whole
-from harness.cli import BadInput, plotting
+from harness.files import write_whole
+from harness.messages import BadInput
+from harness.pictures import plotting
 from harness.tasks import heat_map
 from model import ModelConfig
 from rope import RopeConfig, frequencies

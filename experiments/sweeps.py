@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import compare
-from harness.checkpoint import write_whole
-from harness.cli import run
+from harness.files import write_whole
+from harness.messages import run
 from train import RunConfig
 
 HERE = Path(__file__).parents[1] / "results"

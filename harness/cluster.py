@@ -6,7 +6,7 @@
 One job a run. compare.py stays, shows how far each is, and writes the report when all have ended. The folder of the
 comparison must be one that the cluster's machines share; jobs.../ in it has what submitit keeps and each job's log.
 
-What signals mean to a job. By itself a run stops at SIGINT and SIGTERM, and saves and goes on at SIGUSR1 (cli.py);
+What signals mean to a job. By itself a run stops at SIGINT and SIGTERM, and saves and goes on at SIGUSR1 (signals.py);
 submitit's signal is SIGUSR2 (or what SUBMITIT_PREEMPT_SIGNAL names, USR1 in its old days), sent 90 seconds before the
 time is up and, where the cluster is set so, before preemption. `Work` brings them together:
 
@@ -35,7 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.cli import BadInput, Signals, run
+from harness.messages import BadInput, run
+from harness.signals import Signals
 
 LAUNCHERS = ("local", "slurm")
 TURNS = 100  # of a job that is queued again since its time was up; a time too short for one step would have no end
@@ -87,7 +88,7 @@ class Work:
         self.work, self.job = work, job
 
     def __call__(self) -> int:
-        """Do the work, and return its exit code (cli.py). After a preemption it does not return: submitit exits."""
+        """Do the work; its exit code (messages.py). After a preemption it does not return: submitit exits."""
         import submitit
 
         preempted = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.cli import BadInput, RunFailed, Signals
+from harness.messages import BadInput, RunFailed
+from harness.signals import Signals
 from model import Transformer
 
 T = TypeVar("T")

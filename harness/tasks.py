@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 import data
-from harness.cli import BadInput, nearest, plotting
+from harness.messages import BadInput, nearest
+from harness.pictures import plotting
 
 SMALL, CAPITALS, DIGITS = (
     np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")

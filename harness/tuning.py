@@ -14,8 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from harness.checkpoint import Run, load_run
-from harness.cli import BadInput
+from harness.messages import BadInput
+from harness.runs import FinishedRun, load_finished_run
 from model import ModelConfig, Transformer
 from positions import extend_table
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
@@ -31,19 +31,19 @@ SLOWER_IN_TUNING = 3  # times
 MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
 
 
-def load_start(path: str | Path) -> Run:
+def load_start(path: str | Path) -> FinishedRun:
     """Load the run that another one is to start from.
 
     Raises:
-        BadInput: as `load_run`, naming the flag.
+        BadInput: as `load_finished_run`, naming the flag.
     """
     try:
-        return load_run(path)
+        return load_finished_run(path)
     except BadInput as error:
         raise BadInput(f"--run.init_from {error}") from error
 
 
-def under(old: Run, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
+def under(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
     """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from.
 
     Args:
@@ -76,7 +76,7 @@ def under(old: Run, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
     return values
 
 
-def tuned_name(old: Run, config: ModelConfig) -> str:
+def tuned_name(old: FinishedRun, config: ModelConfig) -> str:
     """A name for a tuned run that says what is new about it, and is never the old one."""
     rope = config.rope if config.position == "rope" else RopeConfig()
     parts = [old.settings["name"], str(config.seq_len)]
@@ -84,7 +84,7 @@ def tuned_name(old: Run, config: ModelConfig) -> str:
     return "-".join(parts)
 
 
-def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
+def refuse_other_shape(old: FinishedRun, model: dict[str, Any]) -> None:
     """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
     before = asdict(old.model_config)
     kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
@@ -98,7 +98,7 @@ def refuse_other_shape(old: Run, model: dict[str, Any]) -> None:
             )
 
 
-def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
+def refuse_other_tokenizer(old: FinishedRun, tokenizer: Tokenizer) -> None:
     """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
     if tokenizer.to_str() != old.tokenizer.to_str():
         ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
@@ -108,7 +108,7 @@ def refuse_other_tokenizer(old: Run, tokenizer: Tokenizer) -> None:
         )
 
 
-def start_from(old: Run, model: Transformer, extend_learned: str | None) -> None:
+def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None) -> None:
     """Put a finished run's weights into a new model, whose length and rotation may be others.
 
     Args:

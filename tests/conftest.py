@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import train
-from harness import cli, machine
+from harness import devices, messages
 
 torch.set_num_threads(1)  # tests are many small things: threads would only wait for each other
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B asks for it by --run.wandb
@@ -111,7 +111,7 @@ def at_the_shell(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(main: Callable[[list[str] | None], Any], argv: list[str]) -> Outcome:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.run(main, argv)
+            messages.run(main, argv)
         return Outcome(ended.value.code, *capfd.readouterr())
 
     return call
@@ -126,7 +126,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     torch.compiler.reset()
 
     def to(backend: Any) -> None:
-        monkeypatch.setattr(machine, "has_compiler", lambda: True)
+        monkeypatch.setattr(devices, "has_compiler", lambda: True)
         monkeypatch.setattr(torch, "compile", lambda model, made=torch.compile, **_: made(model, backend=backend))
 
     return to

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import train
-from harness import cli
+from harness import messages
 
 REPOSITORY = Path(train.__file__).parent
 
@@ -39,7 +39,7 @@ def one_rank(rank: int, size: int, port: int, argv: list[str], log: str, wide: b
     os.dup2(file, 2)
     sys.argv[0] = "train.py"
     torch.set_num_threads(1)
-    cli.run(train.main, argv)
+    messages.run(train.main, argv)
 
 
 class Processes:

@@ -26,7 +26,7 @@ import evaluate
 import generate
 import rope
 import train
-from harness.cli import BadInput
+from harness.messages import BadInput
 
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},

@@ -16,9 +16,11 @@ import pytest
 import compare
 import train
 from harness import cluster
-from harness.checkpoint import read_metrics, read_result, steps_saved
-from harness.cli import BadInput, RunFailed, Signals
+from harness.checkpoints import steps_saved
 from harness.cluster import Launcher, Work
+from harness.messages import BadInput, RunFailed
+from harness.runs import read_metrics, read_result
+from harness.signals import Signals
 
 TWO = ("--schemes", "none", "rope", "--seeds", "0")
 CLOCK = {"seconds", "tokens_per_second"}

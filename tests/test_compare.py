@@ -26,8 +26,9 @@ import data
 import train
 from compare import STYLE, interval
 from evaluate import loss_by_length
-from harness.checkpoint import last_whole, load_run, read_result
-from harness.cli import BadInput, RunFailed
+from harness.checkpoints import last_whole
+from harness.messages import BadInput, RunFailed
+from harness.runs import load_finished_run, read_result
 from model import ModelConfig
 from positions import SCHEMES
 
@@ -236,7 +237,7 @@ def test_one_seed_has_no_interval():
 @pytest.mark.parametrize("scheme", COMPARED)
 def test_loss_by_length_scores_the_same_targets_under_each_length(finished_comparison, summary, text, scheme):
     folder = finished_comparison / f"{scheme}-seed0"
-    model, n = load_run(folder).model, len(text)
+    model, n = load_finished_run(folder).model, len(text)
     ids = torch.tensor([byte + 3 for byte in text[n * 90 // 100 : n * 95 // 100].encode()])
     n_targets = 4  # of 32, since the shortest length has no more
     count = min(256, (len(ids) - 1 - 128) // n_targets + 1)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import data
 from data import SPECIAL_TOKENS, DataConfig
-from harness.cli import BadInput
+from harness.messages import BadInput
 
 REPOSITORY = Path(data.__file__).parent
 SENTENCE = "In the beginning God created the heaven and the earth, and it's 1,189 chapters; naïve 文字 stay."

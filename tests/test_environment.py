@@ -15,8 +15,8 @@ import pytest
 import evaluate
 import generate
 import train
-from harness import checkpoint, cli, processes
-from harness.cli import BadInput
+from harness import messages, processes, runs
+from harness.messages import BadInput
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def unheard(monkeypatch):
     """Let a broken pipe be, where the test's own output goes."""
-    monkeypatch.setattr(cli, "silence", lambda: None)
+    monkeypatch.setattr(messages, "silence", lambda: None)
     monkeypatch.setattr(train, "silence", lambda: None)
 
 
@@ -49,7 +49,7 @@ def test_whoever_has_read_enough_of_a_text_ends_it_well(unheard):
         raise BrokenPipeError
 
     with pytest.raises(SystemExit) as ended:
-        cli.run(main, [], prints=True)
+        messages.run(main, [], prints=True)
     assert ended.value.code == 0
 
 
@@ -58,7 +58,7 @@ def test_output_that_finds_no_room_at_the_very_end_is_a_failure(monkeypatch, cap
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as ended:
-            cli.run(lambda argv: print("a table"), [], prints=True)
+            messages.run(lambda argv: print("a table"), [], prints=True)
         monkeypatch.undo()
     assert ended.value.code == 3
     assert "No space left" in capfd.readouterr().err
@@ -93,7 +93,7 @@ def test_figures_asked_for_are_written_before_anything_is_drawn_or_printed(finis
 def test_a_script_without_stderr_goes_on(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda argv: print("a warning", file=sys.stderr), [])
+        messages.run(lambda argv: print("a warning", file=sys.stderr), [])
     assert ended.value.code == 0
 
 
@@ -101,7 +101,7 @@ def test_a_terminal_that_does_not_know_a_character_gets_its_number(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda argv: print("naïve \udcff"), [])
+        messages.run(lambda argv: print("naïve \udcff"), [])
     assert ended.value.code == 0
     assert terminal.buffer.getvalue() == b"na\\xefve \\udcff\n"
 
@@ -141,7 +141,7 @@ def test_a_run_that_may_not_be_read_is_not_called_damaged(finished, tmp_path, mo
 
         monkeypatch.setattr(Path, reader, read)
     with pytest.raises(BadInput, match=rf"{name} cannot be read \(Permission denied\)"):
-        checkpoint.load_run(folder)
+        runs.load_finished_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,9 @@ def test_variables_that_torchrun_would_not_set_so_are_refused(monkeypatch, varia
 
 def test_pictures_are_drawn_whatever_backend_a_notebook_has_named():
     outcome = fresh(
-        "-c", "from harness import cli; print(cli.plotting().get_backend())", MPLBACKEND="module://no_such.backend"
+        "-c",
+        "from harness import pictures; print(pictures.plotting().get_backend())",
+        MPLBACKEND="module://no_such.backend",
     )
     assert outcome.stdout.strip().lower() == "agg", outcome.stderr
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import data
 import evaluate
 import train
-from harness.checkpoint import Run, load_run
+from harness.runs import FinishedRun, load_finished_run
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 from rope import OPTIONS, RopeConfig
@@ -86,8 +86,8 @@ def cell(all_protocols) -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="module")
-def loaded(sharp_run) -> Run:
-    return load_run(sharp_run)
+def loaded(sharp_run) -> FinishedRun:
+    return load_finished_run(sharp_run)
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ def test_a_long_window_never_holds_a_bias_of_all_pairs():
 
 def test_linear_at_a_factor_equals_a_run_with_positions_divided(sharp_run, measure, ids):
     rows = measure(sharp_run, "--lengths", "16", "64", "--rope.scaling", "linear", "--rope.factor", "4")
-    model = load_run(sharp_run).model
+    model = load_finished_run(sharp_run).model
     theta = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
 
     def divided(positions):
@@ -338,7 +338,7 @@ def test_linear_at_a_factor_equals_a_run_with_positions_divided(sharp_run, measu
         return angle.cos(), angle.sin()
 
     model.position.table = divided
-    corpus = data.load(load_run(sharp_run).data, 0, 4, L)
+    corpus = data.load(load_finished_run(sharp_run).data, 0, 4, L)
     by_hand = evaluate.loss_by_length(model, corpus, "validation", [16, 64], CPU, torch.no_grad)
     assert {row["length"]: row["loss"] for row in rows} == pytest.approx(by_hand, rel=1e-6)
     plain = measure(sharp_run, "--lengths", "16", "64")
@@ -362,7 +362,7 @@ def test_factor_auto_of_a_tuned_run_counts_from_its_original_length(copy, measur
 
 
 def test_options_lie_over_those_of_the_run(copy):
-    loaded = load_run(copy(scaling="yarn", factor=2.0, original_length=8, beta_fast=4.0, base=500.0))
+    loaded = load_finished_run(copy(scaling="yarn", factor=2.0, original_length=8, beta_fast=4.0, base=500.0))
 
     def config(scaling=None, **given):
         given |= {"scaling": scaling} if scaling else {}

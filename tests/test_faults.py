@@ -19,9 +19,10 @@ import yaml
 from filelock import FileLock
 
 import train
-from harness import checkpoint
-from harness.checkpoint import RunFolder, load_run, steps_saved
-from harness.cli import BadInput
+from harness.checkpoints import steps_saved
+from harness.folder import RunFolder
+from harness.messages import BadInput
+from harness.runs import load_finished_run
 
 REPOSITORY = Path(train.__file__).parent
 PAGE = REPOSITORY / "docs" / "reliability.md"
@@ -95,20 +96,20 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_file_goes_on(small, tmp_
     (tmp_path / ".config.yaml.123").write_text("model:")
     train.main([*small, "--run.out", str(tmp_path), "--run.resume", "true"])
     assert not (tmp_path / ".config.yaml.123").exists()
-    assert load_run(tmp_path)
+    assert load_finished_run(tmp_path)
 
 
 def test_a_run_that_was_killed_while_it_replaced_another_is_still_a_run(small, tmp_path, finished, monkeypatch):
     argv = [*small, "--run.out", str(tmp_path / "run"), "--run.steps", "2"]
     train.main(argv)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.yaml, "safe_dump", lambda *_, **__: 1 / 0)  # all old files are gone, none is new
+        patch.setattr(yaml, "safe_dump", lambda *_, **__: 1 / 0)  # all old files are gone, none is new
         with pytest.raises(ZeroDivisionError):
             train.main([*argv, "--run.overwrite", "true", "--run.seed", "1"])
     assert steps_saved(tmp_path / "run") == []
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["seed"] == 0
     train.main([*argv, "--run.overwrite", "true", "--run.seed", "1"])
-    assert load_run(tmp_path / "run").settings["seed"] == 1
+    assert load_finished_run(tmp_path / "run").settings["seed"] == 1
 
 
 def test_what_killed_runs_left_aside_is_removed_and_what_is_the_users_is_not(small, tmp_path):
@@ -138,7 +139,7 @@ def test_metrics_that_were_damaged_before_the_checkpoint_are_told_and_the_run_go
     file.write_bytes(file.read_bytes().replace(old, new, 1))
     train.main([*argv, "--run.resume", "true"])
     assert f"{file} is damaged: it is not what was logged up to step 4" in capsys.readouterr().err
-    assert load_run(tmp_path / "run")
+    assert load_finished_run(tmp_path / "run")
 
 
 def test_a_finished_run_whose_weights_were_changed_is_not_loaded(finished, tmp_path):
@@ -146,11 +147,11 @@ def test_a_finished_run_whose_weights_were_changed_is_not_loaded(finished, tmp_p
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BadInput, match=r"model\.safetensors is damaged: its sha256 is not the one in result\.json"):
-        load_run(folder)
+        load_finished_run(folder)
     result = json.loads((folder / "result.json").read_text())
     del result["weights_sha256"]  # a run that was killed after its weights were written, and before its result
     (folder / "result.json").write_text(json.dumps(result))
-    assert load_run(folder)
+    assert load_finished_run(folder)
 
 
 def test_a_killed_run_is_not_called_running_at_the_step_where_it_began(small, tmp_path, monkeypatch):
@@ -169,7 +170,7 @@ def test_a_killed_run_is_not_called_running_at_the_step_where_it_began(small, tm
     with pytest.raises(BadInput, match=r"already holds a run \(still running, or killed, at step 4 of 4\)"):
         train.main([*small, "--run.out", str(folder)])
     with pytest.raises(BadInput, match=r"has no weights: its run is still running, or killed, at step 4 of 4"):
-        load_run(folder)
+        load_finished_run(folder)
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)

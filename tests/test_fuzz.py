@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import train
 from data import DataConfig
-from harness.cli import BadInput, RunFailed, in_one_line
+from harness.messages import BadInput, RunFailed, in_one_line
 from model import ModelConfig
 from positions import SCHEMES
 from rope import RopeConfig

@@ -22,9 +22,9 @@ import data
 import generate
 import train
 from evaluate import overlay, position_at
-from harness import cli, machine
-from harness.checkpoint import load_run
-from harness.cli import BadInput, RunFailed
+from harness import devices, messages
+from harness.messages import BadInput, RunFailed
+from harness.runs import load_finished_run
 from model import Transformer
 from positions import SCHEMES
 
@@ -74,7 +74,7 @@ def greedy(model: Transformer, ids: list[int], tokens: int) -> list[int]:
 @pytest.mark.parametrize("scheme", ENDLESS)
 def test_temperature_0_is_the_argmax_of_full_passes_past_the_trained_length_too(decided, text_of, scheme):
     folder = decided(scheme)
-    loaded = load_run(folder)
+    loaded = load_finished_run(folder)
     drawn = greedy(loaded.model, loaded.tokenizer.encode("in the ").ids, 40)  # seq_len is 16
     assert len(set(drawn)) > 5
     expected = loaded.tokenizer.decode(drawn, skip_special_tokens=False)
@@ -94,14 +94,14 @@ def test_compiled_text_is_the_same_past_the_trained_length_too(decided, text_of,
     assert graphs
 
 
-@pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.skipif(not devices.has_compiler(), reason="there is no C++ compiler")
 def test_text_of_a_model_that_is_compiled_indeed_is_the_same(decided, text_of, compiling):
     argv = [decided("rope"), "--prompt", "in the ", "--tokens", "24", "--temperature", "0.5"]
     assert text_of(*argv, "--compile", "true") == text_of(*argv)
 
 
 def test_without_a_compiler_compiled_text_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    monkeypatch.setattr(devices, "has_compiler", lambda: False)
     with pytest.raises(BadInput, match=r"--compile true needs a C\+\+ compiler.*leave --compile out"):
         generate.main([str(finished("rope")), "--compile", "true"])
 
@@ -135,7 +135,7 @@ def test_temperature_0_needs_no_seed(finished, text_of):
 
 
 def test_draws_follow_the_softmax_of_logits_over_temperature(finished):
-    model, prompt = load_run(finished("rope")).model, [byte + 3 for byte in b"in "]
+    model, prompt = load_finished_run(finished("rope")).model, [byte + 3 for byte in b"in "]
     with torch.no_grad():
         logits = model(torch.tensor([prompt]))[0, -1]
     plain = logits.softmax(-1)
@@ -150,13 +150,13 @@ def test_draws_follow_the_softmax_of_logits_over_temperature(finished):
 
 
 def test_the_number_of_tokens_is_what_was_asked(finished, text_of):
-    loaded = load_run(finished("rope"))
+    loaded = load_finished_run(finished("rope"))
     said = text_of(finished("rope"), "--prompt", "earth", "--tokens", "12", "--temperature", "0")
     assert len(loaded.tokenizer.encode(said.removesuffix("\n")).ids) == len("earth") + 12
 
 
 def test_an_empty_prompt_starts_a_text(finished, text_of):
-    loaded = load_run(finished("rope"))
+    loaded = load_finished_run(finished("rope"))
     end = loaded.tokenizer.token_to_id(data.SPECIAL_TOKENS[0])
     expected = loaded.tokenizer.decode(greedy(loaded.model, [end], 6))
     assert text_of(finished("rope"), "--tokens", "6", "--temperature", "0") == f"{expected}\n"
@@ -190,7 +190,7 @@ def test_learned_positions_stop_at_their_wall_with_a_note(decided, at_the_shell)
     )
     assert outcome.code == 0
     text, note = outcome.out.rstrip("\n").rsplit("\n[", 1)
-    loaded = load_run(folder)
+    loaded = load_finished_run(folder)
     ids = loaded.tokenizer.encode("0123456789").ids
     assert text == "0123456789" + loaded.tokenizer.decode(greedy(loaded.model, ids, 7))  # the 17th token is the last
     assert "learned positions end at 16" in note
@@ -361,7 +361,7 @@ def test_sample_i_is_the_text_of_seed_plus_i_however_many_there_are(finished, te
 
 
 def test_asking_for_more_tokens_goes_on_with_the_same_text(finished):
-    model = load_run(finished("rope")).model
+    model = load_finished_run(finished("rope")).model
     long = list(generate.sample(model, [70, 80], 60, temperature=1, seed=2))
     assert list(generate.sample(model, [70, 80], 20, temperature=1, seed=2)) == long[:20]
 
@@ -373,7 +373,7 @@ def test_all_samples_go_through_one_pass_a_token_that_computes_the_last_logits_a
 
 
 def test_the_cache_is_allocated_once_and_written_in_place(finished, monkeypatch):
-    model, caches, places = load_run(finished("rope")).model, [], set()
+    model, caches, places = load_finished_run(finished("rope")).model, [], set()
     real = model.new_cache
     monkeypatch.setattr(model, "new_cache", lambda *size: caches.append(real(*size)) or caches[-1])
     for _ in generate.sample(model, [70, 80], 20, temperature=1, seed=0):
@@ -387,7 +387,7 @@ def test_the_cache_is_allocated_once_and_written_in_place(finished, monkeypatch)
 
 
 def test_weights_lie_by_columns_while_one_sample_is_drawn_and_can_be_trained_on_after_it(finished):
-    model = load_run(finished("rope")).model
+    model = load_finished_run(finished("rope")).model
     tensors = dict(model.named_parameters())
     before = {name: weight.detach().clone() for name, weight in tensors.items()}
 
@@ -441,7 +441,7 @@ def tokenizers_of(finished, text):
         [text], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
     )
     pairs.add_tokens(["naïve deep"])
-    return load_run(finished("rope")).tokenizer, pairs
+    return load_finished_run(finished("rope")).tokenizer, pairs
 
 
 def test_pieces_are_whole_characters_and_nothing_is_lost(tokenizers_of):
@@ -482,7 +482,7 @@ def test_a_reader_that_leaves_early_is_no_error(finished, monkeypatch):
         pipe = os.fdopen(written, "w")
         patch.setattr(sys, "stdout", pipe)
         with pytest.raises(SystemExit) as ended:
-            cli.run(generate.main, argv, prints=True)  # as generate.py does
+            messages.run(generate.main, argv, prints=True)  # as generate.py does
         pipe.close()  # which flushes: the pipe would complain again
     assert ended.value.code == 0
 
@@ -523,7 +523,7 @@ def test_of_two_stop_texts_in_one_token_the_first_to_stand_there_counts(tokenize
 
 def test_generation_ends_at_a_stop_text(decided, text_of, passes):
     flags = ["--prompt", "in the ", "--tokens", "40", "--temperature", "0"]
-    loaded = load_run(decided("rope"))
+    loaded = load_finished_run(decided("rope"))
     drawn = loaded.tokenizer.decode(greedy(loaded.model, loaded.tokenizer.encode("in the ").ids, 40))
     stop = drawn[10:13]
     passes.clear()
@@ -567,7 +567,7 @@ LISTS = ["--rope.short_factor", "[1, 1, 1, 1]", "--rope.long_factor", "[1, 2, 3,
 )
 def test_every_scaling_draws_what_full_passes_draw_across_the_trained_length(decided, text_of, flags):
     folder, prompt, tokens = decided("rope"), "in the ", 40  # seq_len is 16
-    loaded = load_run(folder)
+    loaded = load_finished_run(folder)
     ids = loaded.tokenizer.encode(prompt).ids
     unscaled = greedy(loaded.model, ids, tokens)
     flags = ["--rope.scaling", *flags]
@@ -704,7 +704,7 @@ def test_a_run_is_loaded_as_it_was_trained(small, tmp_path):
     """Grouped heads, untied embeddings, half-split layout: every choice comes back from config.yaml."""
     flags = ["--model.n_kv_head", "1", "--model.tie_embeddings", "false", "--model.rope.layout", "half-split"]
     outcome = train.main([*small, *flags, "--run.out", str(tmp_path / "run")])
-    loaded = load_run(tmp_path / "run")
+    loaded = load_finished_run(tmp_path / "run")
     assert loaded.model_config.rope.layout == "half-split"
     assert loaded.model.head is not None
     config = loaded.data
@@ -717,4 +717,4 @@ def test_a_run_is_loaded_as_it_was_trained(small, tmp_path):
         targets += int((y != -100).sum())
     assert nats / targets == pytest.approx(outcome["val_loss"], rel=1e-5)
     with pytest.raises(BadInput):
-        load_run(tmp_path)
+        load_finished_run(tmp_path)

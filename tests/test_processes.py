@@ -21,8 +21,8 @@ from processes import REPOSITORY, Ended, Processes, run_on
 from safetensors.torch import load_file
 
 import train
-from harness.checkpoint import last_whole, read_checkpoint, steps_saved
-from harness.cli import BadInput
+from harness.checkpoints import last_whole, read_checkpoint, steps_saved
+from harness.messages import BadInput
 from harness.processes import World
 
 # 5 rows by 2 processes are shares of 2 and 3, which at 2 rows at once take 1 pass and 2
@@ -250,14 +250,14 @@ def test_a_killed_process_ends_the_others_with_one_line_and_torchrun_starts_all_
     script.write_text(
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "import train\nfrom harness import cli\n"
+        "import train\nfrom harness import messages\n"
         "rate = train.learning_rate\n"
         "def learning_rate(step, config):\n"
         "    if step == 6 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return rate(step, config)\n"
         "train.learning_rate = learning_rate\n"
-        "cli.run(train.main)\n"
+        "messages.run(train.main)\n"
     )
     out = tmp_path / "run"
     argv = [*flags, *RESUME, "--run.micro_batch_size", "1", "--run.out", str(out)]

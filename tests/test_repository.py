@@ -25,8 +25,8 @@ import evaluate
 import generate
 import train
 from experiments import publish, speed, sweeps
-from harness import machine
-from harness.cli import BadInput
+from harness import devices
+from harness.messages import BadInput
 from positions import SCHEMES
 
 REPOSITORY = Path(train.__file__).parent
@@ -203,10 +203,10 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", stop)
-        patch.setattr(generate, "load_run", stop)
-        patch.setattr(evaluate, "load_run", stop)
+        patch.setattr(generate, "load_finished_run", stop)
+        patch.setattr(evaluate, "load_finished_run", stop)
         patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
-        patch.setattr(machine, "bf16_is_native", lambda device: True)
+        patch.setattr(devices, "bf16_is_native", lambda device: True)
         patch.setattr(shutil, "which", lambda program: program)  # a cluster's, say
         with pytest.raises(Reached) as reached:
             MAIN[words[0]](words[1:])

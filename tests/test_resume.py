@@ -31,9 +31,10 @@ from strikes import events, outcome
 import compare
 import train
 from evaluate import Score
-from harness import checkpoint, cli, machine
-from harness.checkpoint import RunFolder, last_whole, read_checkpoint, steps_saved
-from harness.cli import BadInput, RunFailed
+from harness import checkpoints, devices, files, signals
+from harness.checkpoints import last_whole, read_checkpoint, steps_saved
+from harness.folder import RunFolder
+from harness.messages import BadInput, RunFailed
 from model import ModelConfig, Transformer
 
 REPOSITORY = Path(train.__file__).parent
@@ -270,7 +271,7 @@ def test_what_could_not_be_removed_at_once_is_removed_later(small, tmp_path, mon
             return
         real(path, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
     folder = run(small, tmp_path / "run", "--run.save_every", "1")
     assert len(refused) == 2
     assert {each.name for each in (folder / "checkpoints").iterdir()} == {f"step-{n}" for n in steps_saved(folder)}
@@ -336,7 +337,7 @@ def test_every_bit_of_the_manifest_counts(mine):
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(checkpoint.Damaged):
+        with pytest.raises(checkpoints.Damaged):
             read_checkpoint(path.parent)
 
 
@@ -371,7 +372,7 @@ def plant(folder: Path, payload: bytes) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["optimizer.pt"] = {"sha256": hashlib.sha256(payload).hexdigest(), "size": len(payload)}
     manifest.pop("sha256")
-    (folder / "manifest.json").write_bytes(checkpoint.seal(manifest))
+    (folder / "manifest.json").write_bytes(checkpoints.seal(manifest))
 
 
 @pytest.mark.parametrize("way", ["torch.save", "plain pickle"])
@@ -425,7 +426,7 @@ def saved_twice(path: Path, break_second: Callable[[], None]) -> None:
 @pytest.mark.parametrize("name", ["write_flushed", "flush_folder", "os.replace", "os.fsync", "os.mkdir"])
 def test_whichever_write_of_a_checkpoint_fails_the_one_before_is_whole(tmp_path, monkeypatch, name, code):
     owner, _, attribute = name.rpartition(".")
-    target = os if owner else checkpoint
+    target = os if owner else files
     real, n, failures = getattr(target, attribute), 0, 0
     while True:
         calls = iter(range(1000))
@@ -457,7 +458,7 @@ def test_whichever_write_of_a_checkpoint_fails_the_one_before_is_whole(tmp_path,
 def test_a_run_whose_disk_fills_up_says_what_it_has_and_goes_on_when_there_is_room(
     small, tmp_path, whole, at_the_shell, monkeypatch, code
 ):
-    real, folder = checkpoint.write_flushed, tmp_path / "run"
+    real, folder = files.write_flushed, tmp_path / "run"
 
     def full(path: Path, content: bytes) -> None:
         if path.parent.name == ".step-4":
@@ -465,7 +466,7 @@ def test_a_run_whose_disk_fills_up_says_what_it_has_and_goes_on_when_there_is_ro
         real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_flushed", full)
+        patch.setattr(files, "write_flushed", full)
         ended = at_the_shell(train.main, [*small, *STEPS, "--run.out", str(folder)])
     assert ended.code == 3
     (line,) = [line for line in ended.err.splitlines() if line.strip()]
@@ -556,9 +557,9 @@ def test_a_text_or_a_precision_that_changed_is_refused(small, tmp_path, text, mo
     own = ["--data.corpus", str(corpus), "--run.precision", "auto"]
     folder = killed(small, tmp_path / "run", 5, *own)
     before = (folder / "metrics.jsonl").read_bytes(), steps_saved(folder)
-    native = machine.bf16_is_native(torch.device("cpu"))
+    native = devices.bf16_is_native(torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "bf16_is_native", lambda device: not native)
+        patch.setattr(devices, "bf16_is_native", lambda device: not native)
         with pytest.raises(BadInput, match=r"begun with precision \w+, not \w+"):
             run(small, folder, *own, *RESUME)
     corpus.write_text(text.replace("God", "gods"))
@@ -638,7 +639,7 @@ def test_a_second_stop_exits_at_once(small, tmp_path, monkeypatch):
         codes.append(code)
         raise Killed
 
-    monkeypatch.setattr(cli.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     at_step(monkeypatch, 5, send(signal.SIGTERM, signal.SIGINT))
     with pytest.raises(Killed):
         run(small, tmp_path / "run")
@@ -647,8 +648,8 @@ def test_a_second_stop_exits_at_once(small, tmp_path, monkeypatch):
 
 
 def test_a_stop_that_reaches_a_run_of_a_comparison_twice_is_one(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.Signals, "ALONE", False)  # as in a process that compare.py started
-    monkeypatch.setattr(cli.os, "_exit", lambda code: pytest.fail("left at once"))
+    monkeypatch.setattr(signals.Signals, "ALONE", False)  # as in a process that compare.py started
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("left at once"))
     at_step(monkeypatch, 5, send(signal.SIGTERM, signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         run(small, tmp_path / "run")
@@ -686,10 +687,10 @@ def test_a_run_in_another_thread_leaves_signals_alone(small, tmp_path, whole):
 SLOW = """
 import time
 import train
-from harness import cli
+from harness import messages, signals
 rate = train.learning_rate
 train.learning_rate = lambda *args: (time.sleep(0.1), rate(*args))[1]
-cli.run(train.main)
+messages.run(train.main)
 """
 
 

@@ -16,8 +16,8 @@ import data
 import train
 from experiments import cost, speed
 from experiments.speed import Row, compared, take_turns, times_better, verdict
-from harness import machine
-from harness.cli import BadInput
+from harness import devices
+from harness.messages import BadInput
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 
@@ -267,7 +267,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_go
 
 
 def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(speed.machine, "has_compiler", lambda: False)
+    monkeypatch.setattr(speed.devices, "has_compiler", lambda: False)
     rows = rows_of(["rope", "--compile", "true"])
     assert "no C++ compiler" in capsys.readouterr().out
     assert rows
@@ -383,7 +383,7 @@ def losses(corpus: data.Corpus, compile_: bool = False, **how) -> list[float]:
     """Losses of 50 training steps of a tiny model."""
     model = Transformer(ModelConfig(vocab_size=corpus.vocab_size, d_model=32, n_layer=2, n_head=2, seq_len=16, **how))
     optimizer = train.make_optimizer(model, train.RunConfig(), speed.CPU)
-    _, autocast = machine.pick_precision("fp32", speed.CPU)
+    _, autocast = devices.pick_precision("fp32", speed.CPU)
     out = []
     for step in range(50):
         out.append(train.gradients(model, *corpus.batch(step), 4, speed.CPU, autocast))

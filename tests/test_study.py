@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import study, study_page
-from harness.cli import BadInput
+from harness.messages import BadInput
 
 RESULTS = Path(__file__).parent.parent / "results"
 

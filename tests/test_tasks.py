@@ -18,7 +18,7 @@ import evaluate
 import generate
 import train
 from harness import tasks
-from harness.checkpoint import load_run, read_result
+from harness.runs import load_finished_run, read_result
 from harness.tasks import CELLS, TASKS, TaskCorpus
 
 CPU = torch.device("cpu")
@@ -392,7 +392,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny, tmp_path):
     for rows in ("1", "4"):
         folder = tmp_path / rows
         train.main([*tiny, "--run.micro_batch_size", rows, "--run.steps", "2", "--run.out", str(folder)])
-        weights.append(load_run(folder).model.blocks[0].mlp.down.weight)
+        weights.append(load_finished_run(folder).model.blocks[0].mlp.down.weight)
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
 
 
@@ -445,7 +445,7 @@ def test_scalings_change_losses_past_the_trained_length_and_the_crop_stays(evalu
 
 
 def test_figures_are_those_of_the_model_itself(evaluated, trained, corpus_of):
-    model = load_run(trained("rope")).model
+    model = load_finished_run(trained("rope")).model
     for task in ("recall", "passkey"):
         count = tasks.count_of_episodes(task, 100, 8)
         inputs, targets = tasks.scored(corpus_of("all").episodes(task, "validation", 100, range(count)))

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 import data
 import train
-from harness import checkpoint, cli, machine
-from harness.checkpoint import load_run
-from harness.cli import BadInput, RunFailed
+from harness import devices, files, messages
+from harness.messages import BadInput, RunFailed
+from harness.runs import load_finished_run
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 from rope import RopeConfig
@@ -142,7 +142,7 @@ def test_result_json_says_finished_with_every_figure(finished):
     found = result(finished("t5"))
     assert (found["status"], found["step"], found["steps"]) == ("finished", 40, 40)
     assert found["position_parameters"] == 32 * 2
-    assert found["parameters"] == sum(tensor.numel() for tensor in load_run(finished("t5")).model.parameters())
+    assert found["parameters"] == sum(tensor.numel() for tensor in load_finished_run(finished("t5")).model.parameters())
     assert (found["device"], found["precision"], found["threads"]) == ("cpu", "fp32", 1)
     assert found["versions"]["torch"] == torch.__version__
     for name in ("val_loss", "bits_per_byte", "test_loss", "test_bits_per_byte", "seconds", "tokens_per_second"):
@@ -339,7 +339,7 @@ def nats(model: Transformer, ids: list[int], length: int = 16) -> float:
 
 @every_scheme
 def test_final_losses_are_over_whole_splits_in_windows_that_do_not_overlap(finished, text, scheme):
-    found, model = result(finished(scheme)), load_run(finished(scheme)).model
+    found, model = result(finished(scheme)), load_finished_run(finished(scheme)).model
     ids = [byte + 3 for byte in split_of(text, "validation")]
     assert found["val_loss"] == pytest.approx(nats(model, ids) / (len(ids) - 1), rel=1e-5)
     ids = [*(byte + 3 for byte in split_of(text, "test")), 0]  # the document's end is scored too, and has no bytes
@@ -357,7 +357,7 @@ def test_bits_per_byte_of_bytes_are_nats_per_byte_over_ln_2(finished):
 
 def test_bits_per_byte_of_bpe_count_the_bytes_of_the_scored_targets(small, tmp_path, text):
     folder = run(small, tmp_path / "run", "--data.tokenizer", "bpe")
-    loaded, found, valid = load_run(folder), result(folder), split_of(text, "validation")
+    loaded, found, valid = load_finished_run(folder), result(folder), split_of(text, "validation")
     ids = loaded.tokenizer.encode(valid.decode()).ids
     first = len(loaded.tokenizer.decode(ids[:1]).encode())
     assert 0 < first < 10
@@ -375,7 +375,7 @@ def test_a_look_in_between_takes_evenly_spaced_windows_always_the_same(small, tm
     flags = ["--run.learning_rate", "1e-12", "--run.weight_decay", "0", "--run.eval_every", "1"]
     looks = losses(run(small, tmp_path / "run", *flags, "--run.eval_windows", "3"), "val")
     assert looks == pytest.approx([looks[0]] * 4, abs=1e-5)  # weights hardly move, and neither do the windows
-    model = load_run(tmp_path / "run").model
+    model = load_finished_run(tmp_path / "run").model
     ids = [byte + 3 for byte in split_of(text, "validation")]
     starts = list(range(0, len(ids) - 1, 16))
     chosen = [starts[0], starts[round((len(starts) - 1) / 2)], starts[-1]]
@@ -449,7 +449,7 @@ def test_help_names_every_option(capsys):
 
 def test_a_model_may_have_more_rows_than_the_tokenizer_has_entries(small, tmp_path):
     folder = run(small, tmp_path / "run", "--model.vocab_size", "512")
-    assert load_run(folder).model.embedding.weight.shape == (512, 16)
+    assert load_finished_run(folder).model.embedding.weight.shape == (512, 16)
 
 
 def test_bytes_take_a_corpus_that_is_not_utf_8(small, tmp_path):
@@ -463,7 +463,7 @@ def test_bytes_take_a_corpus_that_is_not_utf_8(small, tmp_path):
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_is_bf16_only_where_the_hardware_has_it(small, tmp_path, monkeypatch, native, precision):
-    monkeypatch.setattr(machine, "bf16_is_native", lambda device: native)
+    monkeypatch.setattr(devices, "bf16_is_native", lambda device: native)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         folder = run(small, tmp_path / "run", "--run.precision", "auto")
@@ -472,7 +472,7 @@ def test_auto_precision_is_bf16_only_where_the_hardware_has_it(small, tmp_path, 
 
 @pytest.mark.parametrize("scheme", ["rope", "alibi"])
 def test_bf16_runs_where_it_is_emulated_and_warns(small, tmp_path, monkeypatch, scheme):
-    monkeypatch.setattr(machine, "bf16_is_native", lambda device: False)
+    monkeypatch.setattr(devices, "bf16_is_native", lambda device: False)
     flags = ["--model.position", scheme, "--run.steps", "2"]
     with pytest.warns(UserWarning, match="only emulates bf16"):
         bf16 = run(small, tmp_path / "bf16", *flags, "--run.precision", "bf16")
@@ -480,13 +480,13 @@ def test_bf16_runs_where_it_is_emulated_and_warns(small, tmp_path, monkeypatch, 
     assert result(bf16)["precision"] == "bf16"
     assert losses(bf16) == pytest.approx(losses(fp32), abs=0.05)
     assert losses(bf16) != losses(fp32)
-    assert load_run(bf16).model.embedding.weight.dtype == torch.float32  # autocast leaves the weights alone
+    assert load_finished_run(bf16).model.embedding.weight.dtype == torch.float32  # autocast leaves the weights alone
 
 
 def test_the_warning_about_bf16_names_the_flag_on_one_line_without_python_in_it(
     small, tmp_path, monkeypatch, at_the_shell
 ):
-    monkeypatch.setattr(machine, "bf16_is_native", lambda device: False)
+    monkeypatch.setattr(devices, "bf16_is_native", lambda device: False)
     argv = [*small, "--run.steps", "1", "--run.precision", "bf16", "--run.out", str(tmp_path / "run")]
 
     def show(message, category, filename, lineno, file=None, line=None):
@@ -513,7 +513,7 @@ def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, compiling
 def test_without_a_compiler_a_compiled_run_is_refused_before_anything_is_made(
     small, tmp_path, monkeypatch, at_the_shell
 ):
-    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    monkeypatch.setattr(devices, "has_compiler", lambda: False)
     outcome = at_the_shell(train.main, [*small, "--run.compile", "true", "--run.out", str(tmp_path / "run")])
     assert outcome.code == 2
     assert "--run.compile true needs a C++ compiler" in the_line(outcome)
@@ -745,7 +745,7 @@ def the_line(outcome) -> str:
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
     small, tmp_path, at_the_shell, monkeypatch, precision
 ):
-    monkeypatch.setattr(machine, "bf16_is_native", lambda device: True)  # so that nothing warns
+    monkeypatch.setattr(devices, "bf16_is_native", lambda device: True)  # so that nothing warns
     folder = tmp_path / "run"
     monkeypatch.setattr(train, "learning_rate", lambda step, config: 1e30)
     outcome = at_the_shell(train.main, [*small, "--run.precision", precision, "--run.out", str(folder)])
@@ -759,7 +759,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
     assert None in (logged[-1]["loss"], logged[-1]["grad_norm"])
     assert not (folder / "model.safetensors").exists()
     with pytest.raises(BadInput, match="failed at step"):
-        load_run(folder)
+        load_finished_run(folder)
 
 
 def test_bad_numbers_raise_run_failed(small, tmp_path, monkeypatch):
@@ -774,14 +774,14 @@ def test_bad_numbers_raise_run_failed(small, tmp_path, monkeypatch):
 def test_no_space_left_at_the_end_is_one_line_and_keeps_what_was_logged(
     small, tmp_path, at_the_shell, monkeypatch, file
 ):
-    write = checkpoint.write_whole
+    write = files.write_whole
 
     def full(path, content):
         if path.name == file:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr("harness.folder.write_whole", full)
     outcome = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run")])
     assert outcome.code == 3
     assert "No space left" in the_line(outcome)
@@ -809,7 +809,7 @@ def test_no_space_left_while_logging_is_one_line(small, tmp_path, at_the_shell, 
     def open_full(path, *args, **kwargs):
         return open("/dev/full" if Path(path).name == "metrics.jsonl" else path, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "open", open_full, raising=False)
+    monkeypatch.setattr("harness.folder.open", open_full, raising=False)
     outcome = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run")])
     assert outcome.code == 3
     assert "No space left" in the_line(outcome)
@@ -843,7 +843,7 @@ def test_out_of_memory_is_one_line_that_names_the_flag(small, tmp_path, at_the_s
 def test_a_bug_is_not_dressed_up_as_bad_input(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "gradients", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.run(train.main, [*small, "--run.out", str(tmp_path / "run")])
+        messages.run(train.main, [*small, "--run.out", str(tmp_path / "run")])
     assert result(tmp_path / "run")["status"] == "failed"
 
 

@@ -22,8 +22,8 @@ import evaluate
 import generate
 import train
 from harness import tuning
-from harness.checkpoint import load_run
-from harness.cli import BadInput
+from harness.messages import BadInput
+from harness.runs import load_finished_run
 from model import ModelConfig, Transformer, shared_sha256
 from positions import extend_table
 from rope import NO_LEARNED_FACTORS, OPTIONS, RopeConfig, frequencies
@@ -153,7 +153,10 @@ def test_options_of_the_old_scaling_give_way_to_another_scaling(rope, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["rope", "alibi", "t5", "sinusoidal"])
 def test_training_starts_from_the_old_weights(finished, tmp_path, scheme, recwarn):
-    old, folder = load_run(finished(scheme)), tuned(finished(scheme), tmp_path / "new", "--model.seq_len", "32")
+    old, folder = (
+        load_finished_run(finished(scheme)),
+        tuned(finished(scheme), tmp_path / "new", "--model.seq_len", "32"),
+    )
     found = result(folder)
     weights = (finished(scheme) / "model.safetensors").read_bytes()
     assert found["shared_init_sha256"] == shared_sha256(old.model)
@@ -240,9 +243,9 @@ def test_damaged_settings_are_refused_by_name(rope, tmp_path):
 @pytest.mark.parametrize("way", ["repeat", "interpolate", "new"])
 @pytest.mark.parametrize("length", [17, 32, 40])
 def test_learned_positions_grow_in_the_way_that_was_stated(finished, tmp_path, way, length):
-    old = load_run(finished("learned")).model.position.table.detach()  # (16, C)
+    old = load_finished_run(finished("learned")).model.position.table.detach()  # (16, C)
     flags = ["--model.seq_len", str(length), "--run.extend_learned", way, "--run.learning_rate", "1e-30"]
-    table = load_run(tuned(finished("learned"), tmp_path / "new", *flags)).model.position.table.detach()
+    table = load_finished_run(tuned(finished("learned"), tmp_path / "new", *flags)).model.position.table.detach()
     config = ModelConfig(vocab_size=259, d_model=16, n_layer=1, n_head=2, seq_len=length, position="learned")
     fresh = Transformer(config, seed=0).position.table.detach()
     for p in range(length):
@@ -265,9 +268,9 @@ def test_interpolation_keeps_the_first_and_the_last_vector_and_takes_a_table_of_
 
 
 def test_a_shorter_learned_run_cuts_the_table(finished, tmp_path):
-    old = load_run(finished("learned")).model.position.table
+    old = load_finished_run(finished("learned")).model.position.table
     flags = ["--model.seq_len", "8", "--run.learning_rate", "1e-30"]
-    table = load_run(tuned(finished("learned"), tmp_path / "new", *flags)).model.position.table
+    table = load_finished_run(tuned(finished("learned"), tmp_path / "new", *flags)).model.position.table
     torch.testing.assert_close(table, old[:8])
 
 
@@ -391,17 +394,17 @@ def factors(finished, tmp_path_factory) -> Path:
 
 
 def test_factors_change_in_training_and_are_counted_as_the_schemes(factors, finished):
-    learned = load_run(factors).model.position.log_factor
+    learned = load_finished_run(factors).model.position.log_factor
     assert learned.abs().min() > 1e-4
     assert result(factors)["position_parameters"] == 4
-    assert result(factors)["shared_init_sha256"] == shared_sha256(load_run(finished("rope")).model)
+    assert result(factors)["shared_init_sha256"] == shared_sha256(load_finished_run(finished("rope")).model)
 
 
 def test_longrope_yaml_makes_the_same_model_of_the_same_weights(factors, tmp_path):
-    learned = load_run(factors)
+    learned = load_finished_run(factors)
     lists = factors / "longrope.yaml"
     folder = tuned(factors, tmp_path / "fixed", "--config", str(lists), "--run.learning_rate", "1e-30")
-    fixed = load_run(folder)
+    fixed = load_finished_run(folder)
     rope = fixed.model_config.rope
     assert (rope.scaling, rope.learn_factors, rope.original_length, rope.attention_factor) == ("longrope", False, 16, 1)
     assert rope.short_factor == rope.long_factor
@@ -423,7 +426,7 @@ def test_only_a_run_that_learned_factors_writes_lists_and_overwriting_removes_th
 def test_further_tuning_goes_on_from_the_learned_factors(factors, tmp_path):
     folder = tuned(factors, tmp_path / "more", "--run.learning_rate", "1e-30")
     assert section(folder, "model")["rope"]["learn_factors"] is True
-    ours, theirs = (load_run(run).model.position.log_factor for run in (folder, factors))
+    ours, theirs = (load_finished_run(run).model.position.log_factor for run in (folder, factors))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -437,7 +440,7 @@ def test_learned_factors_are_never_dropped_in_silence(factors, tmp_path):
 
 def test_generate_goes_on_from_a_run_with_learned_factors(factors, capsys):
     generate.main([str(factors), "--prompt", "in the", "--tokens", "50", "--temperature", "0"])
-    model, ids = load_run(factors).model, [byte + 3 for byte in b"in the"]
+    model, ids = load_finished_run(factors).model, [byte + 3 for byte in b"in the"]
     for _ in range(5):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert capsys.readouterr().out.encode().startswith(bytes(i - 3 for i in ids))
@@ -448,7 +451,7 @@ def test_evaluate_keeps_the_learned_factors_under_every_scaling(factors, capsys)
         content = evaluate.main([str(factors), "--lengths", "64", *flags])
         return {row["scaling"]: row["loss"] for row in content["results"]}
 
-    run = load_run(factors)
+    run = load_finished_run(factors)
     corpus = data.load(run.data, 0, 4, 32)
     ends = [*evaluate.fixed(corpus, "validation", 64, [64, 32])]
 

@@ -69,9 +69,13 @@ import compare
 import evaluate
 import generate
 import train
-from harness import cli
-from harness.checkpoint import Damaged, load_run, read_checkpoint, steps_saved, versions, write_whole
-from harness.cli import BadInput, Parser, first_paragraph
+from harness import messages
+from harness.checkpoints import Damaged, read_checkpoint, steps_saved
+from harness.files import write_whole
+from harness.messages import BadInput, first_paragraph
+from harness.options import Parser
+from harness.provenance import versions
+from harness.runs import load_finished_run
 
 # ---- the campaigns ---------------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ def damage(count: Count, tries: int, draw: random.Random, short: bool) -> None:
         count.tries += 1
         kinds["of a finished run"] += 1
         try:
-            load_run(folder)
+            load_finished_run(folder)
         except BadInput as error:
             count.check("model.safetensors is damaged" in str(error), "damage, of a finished run: not named")
         else:
@@ -329,9 +333,9 @@ def wandb_on_a_full_disk(count: Count, mount: Path) -> dict[str, int]:
         folder = WORK[0] / f"wandb-full-{n}"
         argv = command(folder, "rope", "--run.wandb", "offline", "--data.cache", str(WORK[0] / "room-cache"))
         hook = (
-            "import pathlib, os; from harness import checkpoint; f = checkpoint.RunFolder.prepare\n"
+            "import pathlib, os; from harness import folder; f = folder.RunFolder.prepare\n"
             'def prepare(self, *a):\n f(self, *a); os.symlink(os.environ["SMALL"], self.path / "wandb")\n'
-            "checkpoint.RunFolder.prepare = prepare; import train; from harness import cli; cli.run(train.main)"
+            "folder.RunFolder.prepare = prepare; import train; from harness import messages; messages.run(train.main)"
         )
         done = subprocess.run(
             [sys.executable, "-c", hook, *argv],
@@ -759,7 +763,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     asked = parser.parse_args(argv)
     for name in asked.campaigns:
         if name not in CAMPAIGNS:
-            raise BadInput(f"{name} is none of {', '.join(CAMPAIGNS)}{cli.nearest(name, CAMPAIGNS)}")
+            raise BadInput(f"{name} is none of {', '.join(CAMPAIGNS)}{messages.nearest(name, CAMPAIGNS)}")
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not be there in a forked process
     figures: dict[str, Any] = {}
@@ -797,9 +801,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if asked.publish:
         publish({**figures, "versions": versions()})
     if lost := sum(one["losses"] for one in figures.values()):
-        raise cli.RunFailed(f"{lost} losses")
+        raise messages.RunFailed(f"{lost} losses")
     return figures
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    messages.run(main)

@@ -30,8 +30,8 @@ sys.path.insert(0, str(REPOSITORY))  # for a script in tests/
 
 import data  # noqa: E402
 import train  # noqa: E402
-from harness import checkpoint, cli  # noqa: E402
-from harness.checkpoint import RunFolder  # noqa: E402
+from harness import files, folder, messages  # noqa: E402
+from harness.folder import RunFolder  # noqa: E402
 
 SCHEMES = ("rope", "alibi", "t5", "learned")
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 7, 5
@@ -147,7 +147,7 @@ def watch_files(act: Callable[[int, str], None]) -> None:
     """Call `act(which, when)` before, in the middle of (`amid`, writes only) and after every call that changes a file.
 
     These are os.replace, rename, mkdir, rmdir, unlink and fsync, and opening for writing and every write in
-    harness/checkpoint.py and data.py. What `act` raises takes the call's place.
+    harness/files.py, harness/folder.py and data.py. What `act` raises takes the call's place.
     """
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +193,7 @@ def watch_files(act: Callable[[int, str], None]) -> None:
             File(watched(builtins.open)(file, mode, *args, **kwargs)) if writes else open(file, mode, *args, **kwargs)
         )
 
-    checkpoint.open = data.open = watched_open  # before the built-in one, for these two files
+    files.open = folder.open = data.open = watched_open  # before the built-in one, for these files
 
 
 def strike_file_call(strike: Strike, at: int, when: str) -> None:
@@ -237,7 +237,7 @@ class Try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored
                 for hook in self.hooks:
                     hook()
-                cli.run(self.main, self.argv)
+                messages.run(self.main, self.argv)
             except SystemExit as ended:
                 code = ended.code
             except BaseException:

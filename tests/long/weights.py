@@ -25,7 +25,7 @@ RECORD = Path(__file__).with_suffix(".json")
 COMMON = ["--run.precision", "fp32", "--run.threads", "1", "--run.wandb", "disabled", "--run.eval_windows", "4"]
 STOP_AFTER_SIX = """\
 import os, signal, sys, train
-from harness.cli import run
+from harness.messages import run
 rate = train.learning_rate
 def stopping(step, config):
     if step == 5:

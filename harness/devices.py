@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from harness.cli import BadInput
+from harness.messages import BadInput
 from model import ModelConfig
 
 Autocast = Callable[[], AbstractContextManager]  # makes the context in which a model runs

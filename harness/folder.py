@@ -32,29 +32,27 @@ processes, sharded as before; elsewhere sums round otherwise, and the figures ag
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import math
 import os
 import re
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
 from tokenizers import Tokenizer
 
-from data import DataConfig, read_tokenizer
-from harness.cli import BadInput
-from harness.processes import ALONE, World, shard_of, whole
-from model import ModelConfig, Transformer
+from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, pack_weights, read_checkpoint, steps_saved
+from harness.files import write_folder_whole, write_whole
+from harness.messages import BadInput
+from harness.processes import ALONE, World, whole
+from harness.runs import how_far, read_metrics, read_result, weights_sha256
+from model import Transformer
 from rope import RopeConfig
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
@@ -74,150 +72,12 @@ MAY_DIFFER = {
     },
 }
 
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is at its end
-
-
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write a file and flush it to disk. Every file of a run but metrics.jsonl comes through here."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Flush a folder's list of names to disk: until then a power cut may undo a rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, never a part: write aside, flush, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_flushed(temporary, content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_aside(path: Path) -> bool:
     """Whether a file is one of write_whole's, not renamed yet or never."""
     return re.fullmatch(rf"\.({'|'.join(map(re.escape, (*FILES, 'config.yaml')))})\.\d+", path.name) is not None
-
-
-class Damaged(ValueError):
-    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
-
-
-@dataclass
-class Checkpoint:
-    """A run after some steps, read back."""
-
-    state: dict[str, Any]  # how far it got: see train.py's `train`
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
-
-    def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model.
-
-        Of a sharded model each rank takes its shards.
-        """
-        parameters = dict(model.named_parameters())
-        model.load_state_dict({name: shard_of(tensor, parameters[name]) for name, tensor in self.weights.items()})
-        names = {parameter: name for name, parameter in parameters.items()}
-        order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        kept = {
-            i: {
-                key: shard_of(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
-                for key, value in self.optimizer[names[parameter]].items()
-            }
-            for i, parameter in enumerate(order)
-            if names[parameter] in self.optimizer
-        }
-        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def pack(
-    weights: dict[str, torch.Tensor], kept: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], config: bytes
-) -> dict[str, bytes]:
-    """The files of a checkpoint, by name, from the weights and what the optimiser keeps, by the parameter's name."""
-    buffer = io.BytesIO()
-    torch.save({"state": state, "optimizer": kept}, buffer)
-    files = {"model.safetensors": save(weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
-    sums = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()
-    }
-    return {**files, "manifest.json": seal({"step": state["step"], "files": sums})}
-
-
-def seal(manifest: dict[str, Any]) -> bytes:
-    """A manifest as a file, with its own sha256 in its last line."""
-    own = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
-
-
-def pack_weights(model: Transformer) -> bytes:
-    """The weights as a safetensors file without metadata."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, each file once: what is loaded is what was checked. Nothing in it can run code.
-
-    Raises:
-        Damaged: if a file is missing, is not what was written, or holds more than tensors, numbers and texts.
-    """
-    file = folder / "manifest.json"
-    try:
-        manifest = json.loads(file.read_bytes())
-        if seal({name: value for name, value in manifest.items() if name != "sha256"}) != file.read_bytes():
-            raise Damaged(f"{file} is damaged: it does not have its own sha256")
-        contents = {}
-        for name, expected in manifest["files"].items():
-            file = folder / name
-            contents[name] = file.read_bytes()
-            if len(contents[name]) != expected["size"]:
-                raise Damaged(f"{file} is damaged: it has {len(contents[name])} of {expected['size']} bytes")
-            if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
-                raise Damaged(f"{file} is damaged: its sha256 is not the one in manifest.json")
-        file = folder / "optimizer.pt"
-        rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
-        file = folder / "model.safetensors"
-        found = Checkpoint(rest["state"], load(contents["model.safetensors"]), rest["optimizer"])
-        if f"step-{found.state['step']}" != folder.name:
-            raise Damaged(f"{folder} is damaged: it holds step {found.state['step']}")
-    except FileNotFoundError as error:
-        raise Damaged(f"{file} is missing") from error
-    except Damaged:
-        raise
-    except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
-        why = getattr(error, "strerror", None) or "out of memory"
-        raise BadInput(f"{file} cannot be read ({why}): nothing was changed, try again") from error
-    except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
-    return found
-
-
-def steps_saved(path: Path) -> list[int]:
-    """The steps that a run folder has checkpoints of, the last first."""
-    names = [folder.name for folder in (path / "checkpoints").glob("step-*")]
-    return sorted((int(name[5:]) for name in names if name[5:].isdecimal()), reverse=True)
-
-
-def last_whole(path: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a run, if there is one. Damaged ones that come after it are named on stderr."""
-    for step in steps_saved(path):
-        try:
-            return read_checkpoint(path / "checkpoints" / f"step-{step}")
-        except Damaged as error:
-            print(f"{error}; looking for the checkpoint before", file=sys.stderr)
-    return None
 
 
 def verified(path: Path) -> dict[str, Any] | None:
@@ -454,24 +314,12 @@ class RunFolder:
 
     def write(self, weights: dict[str, Any], kept: dict[str, Any], state: dict[str, Any]) -> None:
         """Write a checkpoint, and then remove those that are no longer kept."""
-        folder, step = self.path / "checkpoints", state["step"]
+        step = state["step"]
         state["metrics_sha256"] = self.logged.hexdigest()
         files = pack(weights, kept, state, (self.path / "config.yaml").read_bytes())
-        aside, whole = folder / f".step-{step}", folder / f"step-{step}"
         os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
-        try:
-            if not folder.exists():
-                folder.mkdir()
-                flush_folder(self.path)
-            aside.mkdir()
-            for name, content in files.items():
-                write_flushed(aside / name, content)
-            flush_folder(aside)
-            self.remove(step)  # a damaged one, which was not gone on from
-            os.replace(aside, whole)
-            flush_folder(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        self.remove(step)  # a damaged one, which was not gone on from
+        write_folder_whole(self.path / "checkpoints" / f"step-{step}", files)
         best = (state.get("best") or {}).get("step")
         for old in steps_saved(self.path):
             if old not in (step, self.saved, best):
@@ -527,186 +375,3 @@ def refuse_taken(path: Path, overwrite: bool, resume: bool = False) -> None:
             f"--run.out {path} already holds a run ({how_far(path)}): choose another --run.name, go on with "
             f"--run.resume true, or replace it with --run.overwrite true"
         )
-
-
-def how_far(path: Path) -> str:
-    """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
-    result = read_result(path)
-    status = result.get("status", "unfinished")
-    step = result.get("step", 0)
-    if status in ("running", "unfinished"):
-        step = max([step, *(event["step"] for event in read_metrics(path, tail=2000))])
-    where = f" at step {step} of {result['steps']}" if "steps" in result else ""
-    return ("still running, or killed," if status == "running" else status) + where
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a run's result.json says; empty if it has none or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
-def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run's metrics.jsonl; a half-written last line, or one that damage made no event, is left out.
-
-    Args:
-        path: the run folder.
-        tail: only those in this many bytes at its end.
-    """
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file,
-    ):
-        if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
-            file.seek(size - tail)
-            file.readline()  # the line that was cut
-        for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                event = json.loads(line)
-                if isinstance(event["step"], int) and event["split"] in ("train", "val"):
-                    yield event
-
-
-@dataclass
-class Run:
-    """A finished run, loaded: its configs, its model in evaluation mode, its tokenizer."""
-
-    path: Path
-    data: DataConfig
-    model_config: ModelConfig
-    settings: dict[str, Any]  # the section run of config.yaml
-    model: Transformer
-    tokenizer: Tokenizer
-
-
-def load_run(path: str | Path, device: str = "cpu") -> Run:
-    """Load a finished run from its folder.
-
-    Raises:
-        BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
-    """
-    if not str(path):
-        raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
-    path = Path(path)
-    if not os.path.isfile(path / "config.yaml"):  # unlike Path.is_file, false for a name too long to be one
-        raise BadInput(
-            f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
-        )
-    if not (path / "model.safetensors").is_file():
-        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with train.py --run.resume true")
-    file = "config.yaml"
-    try:
-        sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
-        rope = RopeConfig(**sections["model"].pop("rope"))
-        config = ModelConfig(**sections["model"], rope=rope)
-        data, settings = DataConfig(**sections["data"]), dict(sections["run"])
-        file = "tokenizer.json"
-        tokenizer = read_tokenizer(path / file)
-        file = "model.safetensors"
-        content = (path / file).read_bytes()
-        sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
-        if sha256 and sha256 != hashlib.sha256(content).hexdigest():
-            raise ValueError("its sha256 is not the one in result.json")
-        model = Transformer(config)
-        model.load_state_dict(load(content))
-    except (PermissionError, MemoryError) as error:  # it may be whole
-        why = getattr(error, "strerror", None) or "not enough memory"
-        raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
-    except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        why = " ".join(str(error).split())[:200]
-        again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"
-        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or {again}") from error
-    return Run(path, data, config, settings, model.to(device).eval(), tokenizer)
-
-
-def weights_sha256(path: Path) -> str:
-    """The hash of a run's weights, its identity."""
-    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-
-
-class Curves:
-    """Curves for Weights & Biases, which never end a run: after the first failure they say so once and fall silent.
-
-    Args:
-        mode: offline (files under the run folder), online or disabled.
-        folder: the run folder.
-        name: the run's name.
-        config: everything that was asked, for W&B's table.
-        run_id: W&B's name of the run that is resumed, so that its curves go on. Steps that it already has, those after
-            the checkpoint, it leaves as they are.
-    """
-
-    def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any], run_id: str | None = None) -> None:
-        self.run, self.broken = None, False
-        self.run_id = run_id if run_id or mode == "disabled" else uuid.uuid4().hex[:8]
-        if mode == "disabled":
-            return
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no reports of crashes to anyone
-        with self.surviving("start"):
-            import wandb
-
-            # W&B's own process is slow to start on a busy machine: half a minute, its default, was not always enough.
-            # At the end a server that no longer answers would be waited for without a limit; `wandb sync` sends what
-            # is left later.
-            limits = {"init_timeout": 60, "x_service_wait": 120, "finish_timeout": 300, "finish_timeout_raises": True}
-            settings = wandb.Settings(silent=True, console="off", **limits)
-            self.run = wandb.init(
-                project="minroformer",
-                name=name,
-                dir=folder,
-                mode=mode,
-                id=self.run_id,
-                resume="allow" if mode == "online" else None,  # offline, the same id is enough
-                config=config,
-                settings=settings,
-                reinit="create_new",
-            )
-
-    @contextlib.contextmanager
-    def surviving(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.run, self.broken = None, True
-            print(
-                f"W&B could not {what} ({' '.join(str(error).split())[:200]}); training goes on without it",
-                file=sys.stderr,
-            )
-
-    def log(self, step: int, split: str, **values: float) -> None:
-        if self.run is not None:
-            with self.surviving("log"):
-                self.run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
-
-    def finish(self, exit_code: int = 0) -> None:
-        if self.run is not None:
-            with self.surviving("finish"):
-                self.run.finish(exit_code=exit_code)
-                self.run = None
-        if self.broken:
-            with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
-                import wandb
-
-                wandb.teardown(exit_code=1)
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
-    import platform
-
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": cpu,
-        "cores": str(os.cpu_count()),
-        **gpu,
-    }

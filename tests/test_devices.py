@@ -1,6 +1,6 @@
 """Which device a run takes, and whether its memory can hold the run; precisions are tested with whole runs.
 
-.venv/bin/python -m pytest tests/test_machine.py
+.venv/bin/python -m pytest tests/test_devices.py
 """
 
 import sys
@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import machine
-from harness.cli import BadInput
+from harness import devices
+from harness.messages import BadInput
 from model import ModelConfig
 
 
@@ -18,15 +18,15 @@ def test_auto_device_is_the_first_there_is(monkeypatch):
     there = {"cuda": False, "mps": False}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
-    assert machine.pick_device("auto").type == "cpu"
+    assert devices.pick_device("auto").type == "cpu"
     there["mps"] = True
-    assert machine.pick_device("auto").type == "mps"
+    assert devices.pick_device("auto").type == "mps"
     there["cuda"] = True
-    assert machine.pick_device("auto").type == "cuda"
-    assert machine.pick_device("cpu").type == "cpu"
+    assert devices.pick_device("auto").type == "cuda"
+    assert devices.pick_device("cpu").type == "cpu"
     there["cuda"] = False
     with pytest.raises(BadInput, match=r"--run.device cuda is not on this machine: use mps or cpu"):
-        machine.pick_device("cuda")
+        devices.pick_device("cuda")
 
 
 @pytest.mark.parametrize(("device", "shards", "fits"), [("cuda", 1, False), ("cuda", 8, True), ("cpu", 8, False)])
@@ -36,14 +36,14 @@ def test_gpus_that_shard_a_model_hold_what_one_cannot_and_processes_of_one_cpu_d
     """A model of 10 GB in float32 is 40 GB with gradients and AdamW, on devices of 24."""
     gigabytes = 24 * 10**9
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=gigabytes))
-    monkeypatch.setattr(machine.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": gigabytes}[name])
+    monkeypatch.setattr(devices.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": gigabytes}[name])
     shape = ModelConfig(vocab_size=50_000, d_model=4096, n_layer=12)
     assert 9e9 < 4 * shape.parameters() < 11e9
     if fits:
-        machine.refuse_too_large(shape, 8, 1, torch.device(device), shards)
+        devices.refuse_too_large(shape, 8, 1, torch.device(device), shards)
         return
     with pytest.raises(BadInput, match=rf"would need \d+ GB of memory at least, and this machine's {device} has 24"):
-        machine.refuse_too_large(shape, 8, 1, torch.device(device), shards)
+        devices.refuse_too_large(shape, 8, 1, torch.device(device), shards)
 
 
 def test_a_compiler_is_the_one_that_cxx_names_or_the_systems(monkeypatch, tmp_path):
@@ -51,9 +51,9 @@ def test_a_compiler_is_the_one_that_cxx_names_or_the_systems(monkeypatch, tmp_pa
     compiler.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert not machine.has_compiler()
+    assert not devices.has_compiler()
     monkeypatch.setenv("CXX", "mine")
-    assert machine.has_compiler()
+    assert devices.has_compiler()
     monkeypatch.delenv("CXX")
     compiler.rename(tmp_path / ("clang++" if sys.platform == "darwin" else "g++"))
-    assert machine.has_compiler()
+    assert devices.has_compiler()

@@ -1,0 +1,128 @@
+"""A run after some steps, on disk: written whole, read back only if its checksums fit.
+
+What stands in a checkpoint's folder, and which are kept: see harness/folder.py.
+"""
+
+import hashlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from harness.messages import BadInput
+from harness.processes import shard_of
+from model import Transformer
+
+
+class Damaged(ValueError):
+    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
+
+
+@dataclass
+class Checkpoint:
+    """A run after some steps, read back."""
+
+    state: dict[str, Any]  # how far it got: see train.py's `train`
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
+
+    def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model.
+
+        Of a sharded model each rank takes its shards.
+        """
+        parameters = dict(model.named_parameters())
+        model.load_state_dict({name: shard_of(tensor, parameters[name]) for name, tensor in self.weights.items()})
+        names = {parameter: name for name, parameter in parameters.items()}
+        order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        kept = {
+            i: {
+                key: shard_of(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
+                for key, value in self.optimizer[names[parameter]].items()
+            }
+            for i, parameter in enumerate(order)
+            if names[parameter] in self.optimizer
+        }
+        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def pack(
+    weights: dict[str, torch.Tensor], kept: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], config: bytes
+) -> dict[str, bytes]:
+    """The files of a checkpoint, by name, from the weights and what the optimiser keeps, by the parameter's name."""
+    buffer = io.BytesIO()
+    torch.save({"state": state, "optimizer": kept}, buffer)
+    files = {"model.safetensors": save(weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
+    sums = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()
+    }
+    return {**files, "manifest.json": seal({"step": state["step"], "files": sums})}
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """A manifest as a file, with its own sha256 in its last line."""
+    own = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
+
+
+def pack_weights(model: Transformer) -> bytes:
+    """The weights as a safetensors file without metadata."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint, each file once: what is loaded is what was checked. Nothing in it can run code.
+
+    Raises:
+        Damaged: if a file is missing, is not what was written, or holds more than tensors, numbers and texts.
+    """
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_bytes())
+        if seal({name: value for name, value in manifest.items() if name != "sha256"}) != file.read_bytes():
+            raise Damaged(f"{file} is damaged: it does not have its own sha256")
+        contents = {}
+        for name, expected in manifest["files"].items():
+            file = folder / name
+            contents[name] = file.read_bytes()
+            if len(contents[name]) != expected["size"]:
+                raise Damaged(f"{file} is damaged: it has {len(contents[name])} of {expected['size']} bytes")
+            if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
+                raise Damaged(f"{file} is damaged: its sha256 is not the one in manifest.json")
+        file = folder / "optimizer.pt"
+        rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
+        file = folder / "model.safetensors"
+        found = Checkpoint(rest["state"], load(contents["model.safetensors"]), rest["optimizer"])
+        if f"step-{found.state['step']}" != folder.name:
+            raise Damaged(f"{folder} is damaged: it holds step {found.state['step']}")
+    except FileNotFoundError as error:
+        raise Damaged(f"{file} is missing") from error
+    except Damaged:
+        raise
+    except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
+        why = getattr(error, "strerror", None) or "out of memory"
+        raise BadInput(f"{file} cannot be read ({why}): nothing was changed, try again") from error
+    except Exception as error:  # each library has errors of its own, and all of them mean the same here
+        raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return found
+
+
+def steps_saved(path: Path) -> list[int]:
+    """The steps that a run folder has checkpoints of, the last first."""
+    names = [folder.name for folder in (path / "checkpoints").glob("step-*")]
+    return sorted((int(name[5:]) for name in names if name[5:].isdecimal()), reverse=True)
+
+
+def last_whole(path: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a run, if there is one. Damaged ones that come after it are named on stderr."""
+    for step in steps_saved(path):
+        try:
+            return read_checkpoint(path / "checkpoints" / f"step-{step}")
+        except Damaged as error:
+            print(f"{error}; looking for the checkpoint before", file=sys.stderr)
+    return None

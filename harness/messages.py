@@ -1,0 +1,132 @@
+"""What every script does at its edge: parse typed options, say what is wrong in one line, end with an honest exit code.
+
+Exit codes:
+
+0    done
+2    bad input: something that cannot be done was asked for, a run folder that is none or is damaged say, and nothing
+     was changed
+3    failed while running: a loss that is no number, no space or memory left, an output that its reader has closed;
+     what was logged is kept
+130  stopped by Ctrl-C (SIGINT)
+143  stopped by SIGTERM
+
+A training run that is stopped finishes its step and saves first, so that --run.resume true goes on from there; a second
+Ctrl-C or SIGTERM ends it at once. SIGUSR1, with which clusters warn before they take a machine away, saves and goes on.
+"""
+
+import contextlib
+import difflib
+import errno
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+class BadInput(ValueError):
+    """Something that cannot be done was asked for. The message names the flag or file, the value, and what would do."""
+
+
+class RunFailed(RuntimeError):
+    """Something broke after the work had begun, a NaN loss say. What was logged up to then is kept."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word closest to a misspelt one, or nothing when none is close."""
+    known = list(known)
+    begun = [name for name in known if name.startswith(word)] if word else []
+    close = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, line ends spelt out: a name that someone gave may hold one."""
+    return str(error).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def first_paragraph(doc: str | None) -> str:
+    """The first paragraph of a docstring; nothing under `python -OO`, which has none."""
+    return (doc or "").split("\n\n")[0]
+
+
+def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
+    """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback.
+
+    Args:
+        main: what to call.
+        argv: with these words; those of the command line if not given.
+        prints: whether what it prints is all it is for, so that a reader who closes the pipe, head say, has it all.
+    """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(getattr(sys, stream), "reconfigure"):  # a terminal may not know every character of a text or a name
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
+    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see harness/processes.py
+    name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
+    warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
+    met: BaseException | None = None
+    try:
+        main(argv)
+    except BaseException as error:
+        met = error
+    code = 0 if met is None else report_error(met, name, prints)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        silence()  # or Python would complain as it flushes once more
+        if not isinstance(error, BrokenPipeError):  # a full disk, say; a reader who has left by now left after the work
+            code = code or report_error(error, name)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
+    if "LOCAL_RANK" in os.environ:  # one of many processes
+        # Without taking anything down: as Python lets go of DDP it waits, holding its lock, for gloo's thread, and that
+        # may be waiting for the lock to let go of its last tensor. Seen once in many runs, for ever.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def silence() -> None:
+    """Send what is still printed nowhere, after its reader has gone."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report_error(error: BaseException, name: str, prints: bool = False) -> int:
+    """Say what ended a main in one line on stderr, and return its exit code. What nobody foresaw is raised again."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    line, code = None, 3
+    if isinstance(error, BrokenPipeError):
+        silence()
+        if prints:
+            return 0
+        line = "whoever read the output has closed it, and the work stopped there: send it to a file, with > FILE"
+    elif isinstance(error, BadInput):
+        line, code = in_one_line(error), 2
+    elif isinstance(error, RunFailed | MemoryError):
+        line = in_one_line(error) or "out of memory: try a smaller --run.micro_batch_size"
+    elif isinstance(error, OSError) and error.errno in NO_SUCH_PLACE and error.filename:
+        line, code = f"{str(error.filename)[:200]}: {error.strerror}: name another place", 2
+    elif isinstance(error, ModuleNotFoundError):
+        line = f"{error.name} is not installed for {sys.executable}: pip install -e . or make setup, once"
+    elif isinstance(error, OSError) and error.strerror:
+        line = f"{error.strerror}: {error.filename or 'the disk'}"
+    elif isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's word for a CPU without any
+        line = f"out of memory: {' '.join(str(error).split())[:200]}"
+    if line is None:
+        raise error
+    with contextlib.suppress(OSError):  # where nobody listens, the code says it
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+    return code

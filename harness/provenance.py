@@ -1,0 +1,27 @@
+"""Where a measurement was made: versions and processor."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
+    import platform
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        **gpu,
+    }

@@ -1,0 +1,116 @@
+"""Runs read back from their folders (see harness/folder.py): how far they got, what they logged, finished ones."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load
+from tokenizers import Tokenizer
+
+from data import DataConfig, read_tokenizer
+from harness.messages import BadInput
+from model import ModelConfig, Transformer
+from rope import RopeConfig
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run's result.json says; empty if it has none or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a run's metrics.jsonl; a half-written last line, or one that damage made no event, is left out.
+
+    Args:
+        path: the run folder.
+        tail: only those in this many bytes at its end.
+    """
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file,
+    ):
+        if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
+            file.seek(size - tail)
+            file.readline()  # the line that was cut
+        for line in file:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                event = json.loads(line)
+                if isinstance(event["step"], int) and event["split"] in ("train", "val"):
+                    yield event
+
+
+def how_far(path: Path) -> str:
+    """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
+    result = read_result(path)
+    status = result.get("status", "unfinished")
+    step = result.get("step", 0)
+    if status in ("running", "unfinished"):
+        step = max([step, *(event["step"] for event in read_metrics(path, tail=2000))])
+    where = f" at step {step} of {result['steps']}" if "steps" in result else ""
+    return ("still running, or killed," if status == "running" else status) + where
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash of a run's weights, its identity."""
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+
+
+@dataclass
+class FinishedRun:
+    """A finished run, loaded: its configs, its model in evaluation mode, its tokenizer."""
+
+    path: Path
+    data: DataConfig
+    model_config: ModelConfig
+    settings: dict[str, Any]  # the section run of config.yaml
+    model: Transformer
+    tokenizer: Tokenizer
+
+
+def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
+    """Load a finished run from its folder.
+
+    Raises:
+        BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
+    """
+    if not str(path):
+        raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
+    path = Path(path)
+    if not os.path.isfile(path / "config.yaml"):  # unlike Path.is_file, false for a name too long to be one
+        raise BadInput(
+            f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
+        )
+    if not (path / "model.safetensors").is_file():
+        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with train.py --run.resume true")
+    file = "config.yaml"
+    try:
+        sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
+        rope = RopeConfig(**sections["model"].pop("rope"))
+        config = ModelConfig(**sections["model"], rope=rope)
+        data, settings = DataConfig(**sections["data"]), dict(sections["run"])
+        file = "tokenizer.json"
+        tokenizer = read_tokenizer(path / file)
+        file = "model.safetensors"
+        content = (path / file).read_bytes()
+        sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
+        if sha256 and sha256 != hashlib.sha256(content).hexdigest():
+            raise ValueError("its sha256 is not the one in result.json")
+        model = Transformer(config)
+        model.load_state_dict(load(content))
+    except (PermissionError, MemoryError) as error:  # it may be whole
+        why = getattr(error, "strerror", None) or "not enough memory"
+        raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
+    except Exception as error:  # each library has errors of its own, and all of them mean the same here
+        why = " ".join(str(error).split())[:200]
+        again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"
+        raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or {again}") from error
+    return FinishedRun(path, data, config, settings, model.to(device).eval(), tokenizer)

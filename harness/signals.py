@@ -1,0 +1,61 @@
+"""What a run is asked from outside while it trains: to stop, or to save.
+
+.venv/bin/python -m pytest tests/test_resume.py -k signal
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+
+class Signals:
+    """What a training run is asked from outside: to stop, or to save. Made when it begins, let go when it ends.
+
+    Attributes:
+        between_steps: whether the run looks here after every step. Until it does, a stop stops at once.
+        stop: the signal that asked to stop, one of STOPS.
+        save: whether a save was asked for, by one of SAVES.
+    """
+
+    STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see harness/cluster.py
+    SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+    # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
+    # one stop, not two. In seconds; alone, the second stop counts at once.
+    PATIENCE, ALONE = 5.0, True
+
+    def __init__(self) -> None:
+        self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
+        begun_by_another = multiprocessing.parent_process() is not None or "LOCAL_RANK" in os.environ  # torchrun's
+        self.alone = self.ALONE and not begun_by_another
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may say what signals do
+        for number in (*self.STOPS, *self.SAVES):
+            ignored = number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN  # a shell's background job
+            if not ignored:
+                self.before[number] = signal.signal(number, self.note)
+
+    def let_go(self) -> None:
+        """Put back what signals did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: Any) -> None:
+        if number in self.SAVES:
+            self.save = True
+        elif self.stop is None:
+            self.stop, self.since = number, time.monotonic()
+            if not self.between_steps:
+                self.leave(number)
+        elif self.alone or time.monotonic() - self.since >= self.PATIENCE:
+            os._exit(128 + number)
+
+    def leave(self, number: int | None) -> None:
+        """End the run if a signal asked for that: by Python's own ways, which end with 130 and 143."""
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number is not None:
+            raise SystemExit(128 + number)
