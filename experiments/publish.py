@@ -1,7 +1,7 @@
-"""Put measured figures where readers see them: a file in results/, and a table in the README.
+"""Put measured figures where readers see them: a file in results/, and a table in the README or docs/speed.md.
 
 python -m experiments.publish runs/compare    a comparison: results/compare.json, docs/compare.png, the README's table
-python -m experiments.publish bench.json      what experiments.speed wrote: results/bench.json, the README's speeds
+python -m experiments.publish bench.json      what experiments.speed wrote: results/bench.json, docs/speed.md
 """
 
 import json
@@ -37,7 +37,7 @@ def section(summary: dict[str, Any]) -> str:
 
 
 def speed_section(content: dict[str, Any]) -> str:
-    """What the README says of speed: where it was measured, beside what, and the table."""
+    """What docs/speed.md says of speed: where it was measured, beside what, and the table."""
     machine, rows = content["versions"], [speed.Row(**row) for row in content["rows"]]
     made = f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}"
     peers = ", ".join(f"{name} {version}" for name, version in content["peers"].items())
@@ -49,14 +49,14 @@ def speed_section(content: dict[str, Any]) -> str:
     return "\n".join([made, "", *speed.table(shown)])
 
 
-def put(section: str, marks: tuple[str, str]) -> None:
-    """Write a section between its two marks in the README."""
-    readme, (begin, end) = ROOT / "README.md", marks
-    text = readme.read_text(encoding="utf-8")
+def put(section: str, page: str, marks: tuple[str, str]) -> None:
+    """Write a section between its two marks in a page."""
+    path, (begin, end) = ROOT / page, marks
+    text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise BadInput(f"README.md must have one line {begin} and one line {end}")
+        raise BadInput(f"{page} must have one line {begin} and one line {end}")
     body = f"{begin}\n{section}\n{end}"
-    write_whole(readme, re.sub(re.escape(begin) + ".*" + re.escape(end), lambda _: body, text, flags=re.DOTALL))
+    write_whole(path, re.sub(re.escape(begin) + ".*" + re.escape(end), lambda _: body, text, flags=re.DOTALL))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(ROOT / "results" / ("bench.json" if speeds else "compare.json"), json.dumps(content, indent=2) + "\n")
     if not speeds:
         shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
-    put(body, SPEED_MARKS if speeds else MARKS)
+    put(body, *(("docs/speed.md", SPEED_MARKS) if speeds else ("README.md", MARKS)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pages made from results/data/: RESULTS.md, docs/lengths.png, docs/retrieval.png and a section of the README.
+"""The pages made from results/data/: RESULTS.md, docs/lengths.png, docs/retrieval.png and a section of docs/lengths.md.
 
 python -m experiments.study --page
 """
@@ -483,13 +483,13 @@ def main() -> None:
     publish(section(schemes, zero_shot, tuned, parts, checks))
     tally = [f"{sum(line[1] == said for line in checks)} {said}" for said in (REPRODUCED, NOT, OPEN)]
     print("\n".join(evaluate.markdown([["expected", "verdict", "figures"], *checks])))
-    print(f"\n{', '.join(tally)}; pages: results/RESULTS.md, docs/lengths.png, README.md")
+    print(f"\n{', '.join(tally)}; pages: results/RESULTS.md, docs/lengths.png, docs/lengths.md")
 
 
 def section(schemes: Rows, zero_shot: Rows, tuned: Rows, parts: dict[str, Rows], checks: list[list[str]]) -> list[str]:
-    """What the README says of these results."""
+    """What docs/lengths.md says of these results."""
     counts = {said: sum(line[1] == said for line in checks) for said in (REPRODUCED, NOT, OPEN)}
-    lines = ["![loss against length for schemes, scalings, and scalings after tuning](docs/lengths.png)", ""]
+    lines = ["![loss against length for schemes, scalings, and scalings after tuning](lengths.png)", ""]
     lines += [*schemes_table(schemes), ""]
     if zero_shot:
         lines += ["Scalings of the rope runs, nothing trained, nats above merely cropping to the last 256 tokens:", ""]
@@ -501,17 +501,17 @@ def section(schemes: Rows, zero_shot: Rows, tuned: Rows, parts: dict[str, Rows],
         lines += [*scalings_table(tuned, parts["tuned-retrieval"], [256, 512, 1024, 2048], base), ""]
     lines.append(
         f"Of {len(checks)} shapes that published work leads one to expect, {counts[REPRODUCED]} are reproduced, "
-        f"{counts[NOT]} are not, {counts[OPEN]} are open at these seeds: [results/RESULTS.md](results/RESULTS.md) has "
-        "them all, and what surprised us. " + progress()
+        f"{counts[NOT]} are not, {counts[OPEN]} are open at these seeds: "
+        "[results/RESULTS.md](../results/RESULTS.md) has them all, and what surprised us. " + progress()
     )
     return lines
 
 
 def publish(lines: list[str]) -> None:
-    """Put the section between its marks in the README."""
-    readme, (begin, end) = ROOT / "README.md", MARKS
-    text = readme.read_text(encoding="utf-8")
+    """Put the section between its marks in docs/lengths.md."""
+    path, (begin, end) = ROOT / "docs" / "lengths.md", MARKS
+    text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise BadInput(f"README.md must have one line {begin} and one line {end}")
+        raise BadInput(f"docs/lengths.md must have one line {begin} and one line {end}")
     before, rest = text.split(begin)
-    write_whole(readme, "\n".join([f"{before}{begin}", *lines, f"{end}{rest.split(end)[1]}"]))
+    write_whole(path, "\n".join([f"{before}{begin}", *lines, f"{end}{rest.split(end)[1]}"]))

@@ -1,4 +1,4 @@
-"""The repository keeps its word: every config file loads, every README command runs, every dependency is pinned.
+"""The repository keeps its word: every config file loads, every command of a page runs, every dependency is pinned.
 
 .venv/bin/python -m pytest tests/test_repository.py
 """
@@ -122,7 +122,7 @@ def test_every_library_that_is_imported_is_a_direct_dependency():
             assert is_standard or name in ours | known, f"{path.name} imports {name}"
 
 
-# ---- the README ------------------------------------------------------------------------------------------------------
+# ---- the README and the pages of docs/ -------------------------------------------------------------------------------
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -140,15 +140,16 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 README = REPOSITORY / "README.md"
-COMMANDS = commands_of(README.read_text(encoding="utf-8") if README.exists() else "")
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+COMMANDS = [command for page in PAGES for command in commands_of(page.read_text(encoding="utf-8"))]
 PYTHON = [
     [f"{words[2].replace('.', '/')}.py", *words[3:]] if words[1] == "-m" else words[1:]
     for words in COMMANDS
     if Path(words[0]).name in ("python", "python3")
-    and (words[1].endswith(".py") or words[2].startswith("experiments."))
+    and (words[1].endswith(".py") or (words[1] == "-m" and words[2].startswith("experiments.")))
 ]
 TORCHRUN = [words[words.index("train.py") :] for words in COMMANDS if "torchrun" in words]  # what each process is given
-OURS = [words for words in PYTHON + TORCHRUN if words[0] in MAIN]
+OURS = [shlex.split(line) for line in dict.fromkeys(shlex.join(w) for w in PYTHON + TORCHRUN if w[0] in MAIN)]
 
 
 def test_commands_are_found_among_prompts_comments_and_variables():
@@ -174,14 +175,32 @@ python = 3
     ]
 
 
-def test_the_readme_has_commands():
+def test_the_pages_have_commands():
     assert set(MAIN) <= {words[0] for words in PYTHON}
     assert len(TORCHRUN) >= 4
-    assert ["make", "compare"] in COMMANDS
-    assert ["make", "test"] in COMMANDS
+    readme = commands_of(README.read_text(encoding="utf-8"))
+    assert ["make", "compare"] in readme
+    assert ["make", "test"] in readme
 
 
-def test_the_readme_names_only_scripts_targets_and_configs_that_exist():
+@pytest.mark.parametrize("page", [*PAGES, *sorted((REPOSITORY / "results").glob("*.md"))], ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file_or_a_heading_that_exists(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            name, _, heading = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.exists(), target
+            titles = re.findall(r"^#+ (.*)", linked.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert not heading or heading in anchors, target
+
+
+def test_the_readme_leads_to_every_page_of_docs():
+    readme = README.read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name}" not in readme] == []
+
+
+def test_the_pages_name_only_scripts_targets_and_configs_that_exist():
     for words in PYTHON:
         assert (REPOSITORY / words[0]).is_file(), words
     for words in COMMANDS:
@@ -252,6 +271,9 @@ def check_command(words: list[str], folder: Path, small, finished, text, monkeyp
     if "--run.init_from" in words:
         start = words.index("--run.init_from") + 1
         words = [*words[:start], str(finished(scheme_in([words[start]]))), *words[start + 1 :]]
+    if {"--help", "--print_config"} & set(words):
+        assert at_the_shell(MAIN[words[0]], words[1:]).code == 0
+        return "ran"
     if words[0] == "experiments/speed.py":  # its measurements have tests of their own
         for name in speed.BENCHES:
             monkeypatch.setitem(speed.BENCHES, name, lambda asked: [])
@@ -290,7 +312,7 @@ def is_on_the_hub(config: data.DataConfig) -> bool:
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_every_readme_command_runs_with_its_sizes_overridden(
+def test_every_command_of_a_page_runs_with_its_sizes_overridden(
     words, small, finished, text, tmp_path, monkeypatch, at_the_shell
 ):
     assert check_command(words, tmp_path, small, finished, text, monkeypatch, at_the_shell) in ("read", "ran")
@@ -317,7 +339,7 @@ def test_every_readme_command_runs_with_its_sizes_overridden(
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
     ],
 )
-def test_the_check_of_readme_commands_runs_what_it_can(
+def test_the_check_of_commands_runs_what_it_can(
     command, done, small, finished, text, tmp_path, monkeypatch, at_the_shell
 ):
     words = shlex.split(command)
@@ -333,9 +355,7 @@ def test_the_check_of_readme_commands_runs_what_it_can(
         "experiments/speed.py ropes",
     ],
 )
-def test_the_check_of_readme_commands_notices_a_wrong_one(
-    command, small, finished, text, tmp_path, monkeypatch, at_the_shell
-):
+def test_the_check_of_commands_notices_a_wrong_one(command, small, finished, text, tmp_path, monkeypatch, at_the_shell):
     with pytest.raises((BadInput, AssertionError)):
         check_command(shlex.split(command), tmp_path, small, finished, text, monkeypatch, at_the_shell)
 
@@ -344,14 +364,17 @@ def test_the_check_of_readme_commands_notices_a_wrong_one(
 
 
 @pytest.mark.parametrize(
-    ("file", "marks", "section"),
-    [("compare.json", "MARKS", "section"), ("bench.json", "SPEED_MARKS", "speed_section")],
+    ("file", "page", "marks", "section"),
+    [
+        ("compare.json", "README.md", "MARKS", "section"),
+        ("bench.json", "docs/speed.md", "SPEED_MARKS", "speed_section"),
+    ],
     ids=["comparison", "speeds"],
 )
-def test_the_figures_in_the_readme_are_those_of_the_committed_results(file, marks, section):
+def test_the_figures_in_the_pages_are_those_of_the_committed_results(file, page, marks, section):
     content = json.loads((REPOSITORY / "results" / file).read_text())
     begin, end = getattr(publish, marks)
-    stated = (REPOSITORY / "README.md").read_text().split(begin)[1].split(end)[0].strip()
+    stated = (REPOSITORY / page).read_text().split(begin)[1].split(end)[0].strip()
     assert stated == getattr(publish, section)(content)
 
 

@@ -196,13 +196,13 @@ def test_retrieval_past_the_trained_length_counts_only_where_it_was_learned(insi
 
 def test_the_pages_are_those_made_from_the_committed_results(tmp_path, monkeypatch):
     root = RESULTS.parent
-    before = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "results/RESULTS.md")]
+    before = [(root / name).read_text(encoding="utf-8") for name in ("docs/lengths.md", "results/RESULTS.md")]
     written = {}
     monkeypatch.setattr(study_page, "write_whole", lambda path, text: written.update({path.name: text}))
     monkeypatch.setattr(study_page, "draw_lengths", lambda *_: None)
     monkeypatch.setattr(study_page, "draw_retrieval", lambda *_: None)
     study_page.main()
-    assert [written["README.md"], written["RESULTS.md"]] == before
+    assert [written["lengths.md"], written["RESULTS.md"]] == before
 
 
 def test_a_line_of_one_seed_says_so_in_the_picture(tmp_path, monkeypatch):
