@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import data
 import train
-from evaluate import loss_by_length, markdown, target_figures
+from evaluate import markdown
 from harness import devices
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig, Submitted
 from harness.files import write_whole
@@ -41,6 +41,7 @@ from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
 from harness.pictures import plotting
 from harness.provenance import versions
 from harness.runs import load_finished_run, read_metrics, read_result
+from harness.scoring import loss_by_length, target_figures
 from harness.tasks import TaskCorpus, heat_map, measure, missing
 from model import ModelConfig
 from positions import SCHEMES

@@ -20,15 +20,11 @@ line computes in float64, where they differ by less than 1e-11, and a draw turns
 import codecs
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 import data
 from data import END_OF_TEXT, byte_characters, special_id
@@ -37,122 +33,11 @@ from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, first_paragraph, run
 from harness.options import Parser
 from harness.runs import FinishedRun, load_finished_run
-from harness.tasks import TaskCorpus
-from model import Transformer
+from harness.sampling import compiled, samples, trial
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH, yarn_warning
 
 BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits, (..., V), with -inf on all but the k largest; those that equal the k-th stay too."""
-    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
-    return logits.masked_fill(logits < kth, -math.inf)  # keep i: l_i >= the k-th largest
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits, (..., V), with -inf outside the nucleus of probability p; of equals the first in the vocabulary stay."""
-    if p >= 1:  # else a sum that rounds to 1 early would cut the tail
-        return logits
-    ordered, token = logits.sort(descending=True, stable=True)  # (..., V)
-    upto = ordered.softmax(-1).cumsum(-1)  # (..., V)
-    before = torch.nn.functional.pad(upto[..., :-1], (1, 0))  # (..., V): the sum of p_j over all likelier j
-    kept = torch.empty_like(token, dtype=torch.bool).scatter(-1, token, before < p)  # keep i: sum before i < p
-    return logits.masked_fill(~kept, -math.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits, (..., V), with -inf on tokens less than p times as probable as the likeliest one."""
-    if p == 0:
-        return logits
-    largest = logits.amax(-1, keepdim=True)  # (..., 1)
-    return logits.masked_fill(logits - largest < math.log(p), -math.inf)  # keep i: p_i >= p max(p), and p ~ exp(l)
-
-
-def choose(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1, min_p: float = 0
-) -> Tensor:
-    """One token for every row of logits, (N, V), and of uniform numbers in [0, 1), (N, 1): (N, 1), see the module."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits.double()  # (N, V), so that a sum over a large vocabulary is exact enough
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # l / temperature, where exp cannot overflow
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    logits = keep_min_p(keep_top_p(logits, top_p), min_p)
-    upto = logits.softmax(-1).cumsum(-1)  # (N, V)
-    return torch.searchsorted(upto / upto[:, -1:], u, right=True)  # the first i with p_1 + ... + p_i > u
-
-
-@contextmanager
-def stored_by_columns(model: Transformer) -> Iterator[None]:
-    """On a CPU, keep matrices of more outputs than inputs in memory column by column for a while.
-
-    For a single row x the product W x = sum_j x_j W[:, j] then reads memory in order and fills whole vectors of
-    outputs, which took half to a third of the time (results/NOTES.md); for several rows it gains nothing. Values and
-    shapes are the same all along.
-    """
-    wide = [p for p in model.parameters() if p.dim() == 2 and p.shape[0] > p.shape[1] and p.device.type == "cpu"]
-
-    def lay(by_columns: bool) -> None:
-        with torch.inference_mode(False):  # tensors made in it could never be trained on again
-            for weight in wide:
-                weight.data = weight.data.t().contiguous().t() if by_columns else weight.data.contiguous()
-
-    lay(by_columns=True)
-    try:
-        yield
-    finally:
-        lay(by_columns=False)
-
-
-def compiled(model: Transformer) -> nn.Module:
-    """The model as torch.compile makes it faster to write with: on a CPU some twice as fast, after a minute or two.
-
-    Whatever calls the compiled parts is compiled too (`cpp_wrapper`): a token has some sixty of them, of a few
-    microseconds each, where Python takes about as long to call one (results/NOTES.md).
-    """
-    return torch.compile(model, options={"cpp_wrapper": True})
-
-
-@torch.inference_mode()
-def samples(
-    model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, number: int, **kept: Any
-) -> Iterator[list[int]]:
-    """Draw a token for each sample, N of them, given all before it, again and again.
-
-    Args:
-        model: in evaluation mode.
-        prompt: tokens that every sample goes on from, at least one.
-        tokens: how many to draw for each.
-        temperature: what logits are divided by; 0 takes the likeliest token every time.
-        seed: of the first sample's draws; sample i has seed + i.
-        number: of samples (N), which one forward pass serves together.
-        kept: top_k, top_p and min_p, where they are to leave tokens out.
-
-    Raises:
-        PastTheEnd: when learned positions are used up.
-    """
-    device = model.embedding.weight.device
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
-    cache = model.new_cache(number, len(prompt) + tokens - 1)  # the last token drawn is not fed
-    fed = torch.tensor([prompt], device=device).expand(number, -1)  # (N, T)
-    with stored_by_columns(model) if number == 1 else nullcontext():
-        for _ in range(tokens):
-            logits = model(fed, cache=cache, last=1)[:, -1].cpu()  # (N, V)
-            u = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in generators])  # (N, 1)
-            drawn = choose(logits, u, temperature, **kept)  # (N, 1)
-            yield drawn[:, 0].tolist()
-            fed = drawn.to(device)
-
-
-def sample(
-    model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, **kept: Any
-) -> Iterator[int]:
-    """The tokens of one sample, as they are drawn: see `samples`."""
-    for (token,) in samples(model, prompt, tokens, temperature, seed, 1, **kept):
-        yield token
 
 
 class Text:
@@ -238,15 +123,6 @@ def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
         )
     if warning:
         print(f"generate.py: warning: {warning}", file=sys.stderr)
-
-
-def trial(model: Transformer, corpus: TaskCorpus, task: str, row: int) -> str:
-    """An episode of a task, up to its last question, and what the model makes of that: the likeliest tokens."""
-    (episode,) = corpus.episodes(task, "validation", min(64, corpus.seq_len), range(row, row + 1))
-    asked = np.flatnonzero(episode.answer == episode.answer.max())
-    prompt, right = episode.tokens[: asked[0]].tolist(), episode.tokens[asked].tolist()
-    drawn = list(sample(model, prompt, len(right), temperature=0, seed=0))
-    return f"{task}: {corpus.decode(prompt)}\n  right: {corpus.decode(right)}\n  model: {corpus.decode(drawn)}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,8 +38,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
-from evaluate import Score, score
-from generate import sample, trial
 from harness.curves import Curves
 from harness.devices import (
     Autocast,
@@ -55,6 +53,8 @@ from harness.options import ConfigFile, Parser
 from harness.processes import ALONE, World, assembled, begin, reducing, whole
 from harness.provenance import versions
 from harness.runs import FinishedRun, read_metrics, weights_sha256
+from harness.sampling import sample, trial
+from harness.scoring import Score, score
 from harness.signals import Signals
 from harness.tasks import TaskCorpus, refuse_unknown_task
 from harness.tuning import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under

@@ -28,7 +28,7 @@ import compare
 import data
 import evaluate
 import train
-from harness import devices
+from harness import devices, scoring
 from harness.files import write_whole
 from harness.messages import BadInput, RunFailed, nearest, run
 from harness.runs import load_finished_run, read_metrics, read_result
@@ -223,7 +223,7 @@ def measure(one: Result, runs: dict[str, Run]) -> None:
         seed, rows = loaded.settings["seed"], loaded.settings["batch_size"]
         corpus = data.load(loaded.data, seed, rows, loaded.model_config.seq_len)
         _, autocast = devices.pick_precision(loaded.settings["precision"], devices.pick_device("cpu"))
-        losses = evaluate.loss_by_length(
+        losses = scoring.loss_by_length(
             loaded.model, corpus, "validation", LENGTHS, devices.pick_device("cpu"), autocast
         )
         curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]

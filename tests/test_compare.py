@@ -25,10 +25,10 @@ import compare
 import data
 import train
 from compare import STYLE, interval
-from evaluate import loss_by_length
 from harness.checkpoints import last_whole
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run, read_result
+from harness.scoring import loss_by_length
 from model import ModelConfig
 from positions import SCHEMES
 

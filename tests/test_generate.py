@@ -22,7 +22,7 @@ import data
 import generate
 import train
 from evaluate import overlay, position_at
-from harness import devices, messages
+from harness import devices, messages, sampling
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
 from model import Transformer
@@ -141,7 +141,7 @@ def test_draws_follow_the_softmax_of_logits_over_temperature(finished):
     plain = logits.softmax(-1)
     for temperature in (0.25, 1.0):
         expected = (logits / temperature).softmax(-1)
-        draws = torch.tensor([next(generate.sample(model, prompt, 1, temperature, seed)) for seed in range(400)])
+        draws = torch.tensor([next(sampling.sample(model, prompt, 1, temperature, seed)) for seed in range(400)])
         seen = torch.bincount(draws, minlength=len(expected)) / len(draws)
         deviation = (expected * (1 - expected) / len(draws)).sqrt()
         assert ((seen - expected).abs() < 5 * deviation + 2 / len(draws)).all()
@@ -237,33 +237,33 @@ HALVES = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log()
     ("k", "left"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])]
 )
 def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last_of_them(k, left):
-    assert kept(generate.keep_top_k(HALVES, k)) == left
+    assert kept(sampling.keep_top_k(HALVES, k)) == left
 
 
 @pytest.mark.parametrize(("p", "left"), [(1e-9, [1]), (0.49, [1]), (0.51, [1, 3]), (0.74, [1, 3]), (0.76, [0, 1, 3])])
 def test_top_p_keeps_the_fewest_that_hold_p_and_the_first_of_equals(p, left):
-    assert kept(generate.keep_top_p(HALVES, p)) == left
+    assert kept(sampling.keep_top_p(HALVES, p)) == left
 
 
 def test_top_p_of_equal_tokens_keeps_as_many_as_it_needs():
-    assert kept(generate.keep_top_p(torch.zeros(4), 0.5)) == [0, 1]  # both sums are exact here
-    assert kept(generate.keep_top_p(torch.zeros(4), 0.51)) == [0, 1, 2]
+    assert kept(sampling.keep_top_p(torch.zeros(4), 0.5)) == [0, 1]  # both sums are exact here
+    assert kept(sampling.keep_top_p(torch.zeros(4), 0.51)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("p", "left"), [(0.51, [1]), (0.49, [1, 3]), (0.26, [1, 3]), (0.24, [0, 1, 2, 3])])
 def test_min_p_keeps_those_with_that_share_of_the_largest_probability(p, left):
-    assert kept(generate.keep_min_p(HALVES, p)) == left
+    assert kept(sampling.keep_min_p(HALVES, p)) == left
 
 
 def test_what_leaves_nothing_out_changes_nothing():
     logits = torch.cat((torch.zeros(5), torch.full((5,), -300.0), torch.tensor([-math.inf])))
-    for same in (generate.keep_top_k(logits, 11), generate.keep_top_p(logits, 1), generate.keep_min_p(logits, 0)):
+    for same in (sampling.keep_top_k(logits, 11), sampling.keep_top_p(logits, 1), sampling.keep_min_p(logits, 0)):
         assert torch.equal(same, logits)
 
 
 def test_one_token_is_always_left():
     rows = torch.stack((torch.zeros(50), torch.randn(50, generator=torch.Generator().manual_seed(0)) * 100))
-    strictest = generate.keep_min_p(generate.keep_top_p(generate.keep_top_k(rows, 1), 1e-12), 1 - 1e-12)
+    strictest = sampling.keep_min_p(sampling.keep_top_p(sampling.keep_top_k(rows, 1), 1e-12), 1 - 1e-12)
     assert strictest.isfinite().any(-1).all()
     assert strictest[1].argmax() == rows[1].argmax()
 
@@ -273,9 +273,9 @@ def test_each_leaves_what_the_transformers_library_leaves():
 
     logits = torch.randn(200, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     for ours, theirs in (
-        (generate.keep_top_k(logits, 7), TopKLogitsWarper(7)(None, logits)),
-        (generate.keep_top_p(logits, 0.8), TopPLogitsWarper(0.8)(None, logits)),
-        (generate.keep_min_p(logits, 0.1), MinPLogitsWarper(0.1)(None, logits)),
+        (sampling.keep_top_k(logits, 7), TopKLogitsWarper(7)(None, logits)),
+        (sampling.keep_top_p(logits, 0.8), TopPLogitsWarper(0.8)(None, logits)),
+        (sampling.keep_min_p(logits, 0.1), MinPLogitsWarper(0.1)(None, logits)),
     ):
         assert torch.equal(ours, theirs)
         assert 0 < ours.isfinite().sum() < ours.numel()
@@ -283,27 +283,27 @@ def test_each_leaves_what_the_transformers_library_leaves():
 
 def test_the_number_drawn_falls_on_the_sum_of_probabilities():
     u = torch.tensor([[0.0], [0.124], [0.126], [0.624], [0.626], [0.749], [0.751], [1 - 2**-53]], dtype=torch.float64)
-    drawn = generate.choose(HALVES.expand(len(u), -1), u, temperature=1)
+    drawn = sampling.choose(HALVES.expand(len(u), -1), u, temperature=1)
     assert drawn.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     middle = torch.tensor([-math.inf, 0, -math.inf, 0, -math.inf])  # and what has no probability is never drawn
     ends = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
-    assert generate.choose(middle.expand(3, -1), ends, temperature=1).flatten().tolist() == [1, 3, 3]
+    assert sampling.choose(middle.expand(3, -1), ends, temperature=1).flatten().tolist() == [1, 3, 3]
 
 
 def test_temperature_comes_first_then_top_k_then_top_p():
     u = torch.tensor([[0.999]], dtype=torch.float64)  # draws the last token that is left
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    assert generate.choose(logits, u, 1, top_p=0.5) == 1
-    assert generate.choose(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
-    assert generate.choose(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
-    assert generate.choose(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
-    assert generate.choose(logits, u, 1, min_p=0.65) == 1
+    assert sampling.choose(logits, u, 1, top_p=0.5) == 1
+    assert sampling.choose(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
+    assert sampling.choose(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
+    assert sampling.choose(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
+    assert sampling.choose(logits, u, 1, min_p=0.65) == 1
 
 
 def test_a_temperature_near_0_is_the_likeliest_token():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     for temperature in (1e-300, 1e-5):
-        assert generate.choose(logits, torch.tensor([[0.9]], dtype=torch.float64), temperature) == 1
+        assert sampling.choose(logits, torch.tensor([[0.9]], dtype=torch.float64), temperature) == 1
 
 
 def test_top_k_1_is_greedy_and_the_options_reach_the_draws(decided, text_of):
@@ -362,8 +362,8 @@ def test_sample_i_is_the_text_of_seed_plus_i_however_many_there_are(finished, te
 
 def test_asking_for_more_tokens_goes_on_with_the_same_text(finished):
     model = load_finished_run(finished("rope")).model
-    long = list(generate.sample(model, [70, 80], 60, temperature=1, seed=2))
-    assert list(generate.sample(model, [70, 80], 20, temperature=1, seed=2)) == long[:20]
+    long = list(sampling.sample(model, [70, 80], 60, temperature=1, seed=2))
+    assert list(sampling.sample(model, [70, 80], 20, temperature=1, seed=2)) == long[:20]
 
 
 def test_all_samples_go_through_one_pass_a_token_that_computes_the_last_logits_alone(finished, text_of, passes):
@@ -376,7 +376,7 @@ def test_the_cache_is_allocated_once_and_written_in_place(finished, monkeypatch)
     model, caches, places = load_finished_run(finished("rope")).model, [], set()
     real = model.new_cache
     monkeypatch.setattr(model, "new_cache", lambda *size: caches.append(real(*size)) or caches[-1])
-    for _ in generate.sample(model, [70, 80], 20, temperature=1, seed=0):
+    for _ in sampling.sample(model, [70, 80], 20, temperature=1, seed=0):
         (cache,) = caches
         places.add((cache.keys.data_ptr(), cache.values.data_ptr(), cache.tokens.data_ptr()))
     assert len(places) == 1
@@ -394,7 +394,7 @@ def test_weights_lie_by_columns_while_one_sample_is_drawn_and_can_be_trained_on_
     def by_columns() -> list[str]:
         return [name for name, weight in tensors.items() if not weight.is_contiguous()]
 
-    drawing = generate.sample(model, [1, 2], 8, temperature=0, seed=0)
+    drawing = sampling.sample(model, [1, 2], 8, temperature=0, seed=0)
     next(drawing)
     wide = [name for name, weight in tensors.items() if weight.dim() == 2 and weight.shape[0] > weight.shape[1]]
     assert by_columns() == wide
@@ -404,7 +404,7 @@ def test_weights_lie_by_columns_while_one_sample_is_drawn_and_can_be_trained_on_
     assert all(torch.equal(weight, before[name]) for name, weight in tensors.items())
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(weight.grad is not None for weight in tensors.values())
-    several = generate.samples(model, [1, 2], 8, temperature=0, seed=0, number=2)
+    several = sampling.samples(model, [1, 2], 8, temperature=0, seed=0, number=2)
     next(several)
     assert by_columns() == []
 

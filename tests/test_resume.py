@@ -30,11 +30,11 @@ from strikes import events, outcome
 
 import compare
 import train
-from evaluate import Score
 from harness import checkpoints, devices, files, signals
 from harness.checkpoints import last_whole, read_checkpoint, steps_saved
 from harness.folder import RunFolder
 from harness.messages import BadInput, RunFailed
+from harness.scoring import Score
 from model import ModelConfig, Transformer
 
 REPOSITORY = Path(train.__file__).parent

@@ -17,7 +17,7 @@ import data
 import evaluate
 import generate
 import train
-from harness import tasks
+from harness import scoring, tasks
 from harness.runs import load_finished_run, read_result
 from harness.tasks import CELLS, TASKS, TaskCorpus
 
@@ -301,7 +301,7 @@ def oracle(corpus: TaskCorpus, task: str, wrong: Callable[[int], bool] = lambda 
 
 def measured(corpus: TaskCorpus, task: str, model, length: int = 64, trials: int = 40) -> list[dict]:
     def figures(inputs, targets):
-        return evaluate.target_figures(model, inputs, targets, CPU, torch.no_grad)
+        return scoring.target_figures(model, inputs, targets, CPU, torch.no_grad)
 
     return tasks.measure(corpus, task, "validation", length, trials, figures)
 
