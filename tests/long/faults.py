@@ -655,14 +655,14 @@ def in_a_namespace(count: Count) -> int | str:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 PROMISES = {
-    "kills": "A run that is killed (`kill -9`), whenever and however often, goes on to the bit as if it had not been",
-    "damage": "Damage to a file of a checkpoint is noticed and named, and the checkpoint before is used; a finished "
-    "run's damaged weights are not loaded",
-    "writes": "Whichever write fails, the last whole checkpoint stays whole and is named in one line, exit code 3",
-    "signals": "SIGTERM and SIGINT end a run with 143 and 130 in every phase, and it goes on to the bit",
-    "writers": "Of two processes that begin on one folder at once one trains, and the other is refused in one line",
-    "soak": "Memory, open files and the folder stay as they are, however long a run is",
-    "offline": "No script asks anything of the network at its defaults",
+    "kills": "A run that is killed (`kill -9`), at any moment and however often, resumes and ends the same, bit for bit",
+    "damage": "Damage to a file of a checkpoint is detected and named, and the one before it is used; the damaged "
+    "weights of a finished run are not loaded",
+    "writes": "Whichever write fails, the last checkpoint stays complete and is named in one line, exit code 3",
+    "signals": "SIGTERM and SIGINT end a run with 143 and 130 in every phase, and it resumes bit for bit",
+    "writers": "Of two processes that start in one folder at once, one trains and the other is refused in one line",
+    "soak": "Memory, open files and the folder do not grow, however long a run is",
+    "offline": "No script uses the network at its defaults",
 }
 
 
@@ -686,24 +686,24 @@ def tested(name: str, one: dict[str, Any]) -> str:
     if name == "kills":
         return (
             f"{one['runs']} runs of {len(one['schemes'])} schemes, killed {listed(one['ways'])}; "
-            f"{one['after a first checkpoint']} of them after a first checkpoint; by phase {listed(one['phases'])}"
+            f"{one['after a first checkpoint']} after a first checkpoint; by phase {listed(one['phases'])}"
         )
     if name == "damage":
         return f"{one['files']} files of {one['bytes']:,} bytes: {listed(one['kinds'])}"
     if name == "writes":
         disk = one.get("full disk", "skipped")
         disk = listed(disk) if isinstance(disk, dict) else disk
-        return f"calls that fail: {listed(one['codes'])}; {listed(one['phases'])}; a disk that is really full: {disk}"
+        return f"failing calls: {listed(one['codes'])}; {listed(one['phases'])}; a real full disk: {disk}"
     if name == "signals":
         return f"by phase: {listed(one['phases'])}"
     if name == "writers":
-        return f"both let go at one moment, on a new, a resumed and a replaced run; won by {listed(one['won'])}"
+        return f"both started at the same moment, on a new, a resumed and a replaced run; won by {listed(one['won'])}"
     if name == "soak":
         return "; ".join(soaked(mode, one[mode]) for mode in ("disabled", "offline") if mode in one)
     cut = one.get("in a namespace without network", "skipped")
     return (
-        f"{one['sockets refused']} scripts with sockets refused; as processes in a namespace without network, W&B "
-        f"offline, every call of theirs and their children's traced: {cut}"
+        f"{one['sockets refused']} scripts with sockets refused; as processes in a namespace without network, with W&B "
+        f"offline and every call of theirs and of their children traced: {cut}"
     )
 
 
