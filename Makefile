@@ -26,7 +26,7 @@ sweep: .venv/ready ## learning rates and amplitudes: remake results/SWEEPS.md (a
 	$(BIN)/python -m experiments.sweeps $(ARGS)
 
 results: .venv/ready ## lengths, scalings, tuning, bases, retrieval: remake results/RESULTS.md (hours; goes on where it was)
-	$(BIN)/python -m experiments.study $(ARGS)
+	for name in lengths scalings retrieval bases; do $(BIN)/python -m experiments.$$name $(ARGS) || exit; done
 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)

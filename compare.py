@@ -15,33 +15,31 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import data
 import train
-from evaluate import markdown
 from harness import devices
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig, Submitted
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, other_values
 from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
-from harness.pictures import plotting
-from harness.provenance import versions
+from harness.pictures import frame_lines, plotting
+from harness.provenance import commit, versions
 from harness.runs import load_finished_run, read_metrics, read_result
 from harness.scoring import loss_by_length, target_figures
+from harness.tables import format_mean, interval, markdown
 from harness.tasks import TaskCorpus, heat_map, measure, missing
 from model import ModelConfig
 from positions import SCHEMES
@@ -436,38 +434,6 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     return {"runs": runs, "config": config, "versions": versions(), "commit": commit()}
 
 
-def commit() -> str | None:
-    """The commit of this code, with a + if files were changed since; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-        return head + ("+" if changed.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def interval(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of the 95% t-interval over seeds; None for a single seed, which cannot tell."""
-    values = list(values)
-    if len(values) < 2:
-        return values[0], None
-    from scipy.stats import t as student  # not above: each job's process imports this file and needs none
-
-    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-
-
-def shown(values: Iterable[float | None], digits: int = 3) -> str:
-    """Mean and interval for a table; n/a where the scheme has no such figure."""
-    values = list(values)
-    if None in values:
-        return "n/a"
-    middle, half = interval(values)
-    return f"{middle:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
-
-
 def by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each scheme, best validation loss first."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -509,13 +475,13 @@ def table(summary: dict[str, Any]) -> list[str]:
     head += [f"loss at {length}" + (" (trained)" if int(length) == trained else "") for length in lengths]
     rows = [head]
     for scheme, runs in by_scheme(summary).items():
-        row = [scheme, *(shown(r[name] for r in runs) for name in ("bits_per_byte", "val_loss", "test_loss"))]
+        row = [scheme, *(format_mean(r[name] for r in runs) for name in ("bits_per_byte", "val_loss", "test_loss"))]
         row.append(f"{runs[0]['position_parameters']:,}")
         if best:
             row.append(
                 f"{best[scheme]['bits_per_byte']:.3f} ({best[scheme]['learning_rate']:g})" if scheme in best else ""
             )
-        row += [shown(r["loss_by_length"][length] for r in runs) for length in lengths]
+        row += [format_mean(r["loss_by_length"][length] for r in runs) for length in lengths]
         rows.append(row)
     return markdown(rows)
 
@@ -534,7 +500,7 @@ def accuracy_table(summary: dict[str, Any]) -> list[str]:
     rows = [["task", "scheme", *(f"at {n}" + (" (trained)" if int(n) == trained else "") for n in lengths)]]
     for task in by_length:
         for scheme, runs in by_scheme(summary).items():
-            cells = [shown((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
+            cells = [format_mean((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
             rows.append([task, scheme, *cells])
     return [*markdown(rows), ""]
 
@@ -546,7 +512,7 @@ def task_findings(summary: dict[str, Any]) -> list[str]:
     for task, lengths in by_length.items():
         far, parts = list(lengths)[-1], []
         for scheme, runs in by_scheme(summary).items():
-            inside, outside = (shown((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
+            inside, outside = (format_mean((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
             parts.append(f"{scheme} {inside}, {outside}")
         lines.append(f"{task}, whole answers right at {trained} and at {far} tokens: {'; '.join(parts)}.")
     return lines
@@ -558,7 +524,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
         return task_findings(summary)
     groups, trained = by_scheme(summary), summary["config"]["model"]["seq_len"]
     lengths = list(summary["runs"][0]["loss_by_length"])
-    order = ", ".join(f"{scheme} {shown(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
+    order = ", ".join(f"{scheme} {format_mean(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
     far = lengths[-1]
     for scheme, runs in groups.items() if int(far) > trained else ():
@@ -573,7 +539,9 @@ def findings(summary: dict[str, Any]) -> list[str]:
             continue
         middle, _ = interval(change)
         verdict = "holds" if abs(middle) < 0.02 else "loses" if middle > 0 else "gains"
-        lines.append(f"{scheme} {verdict} from {trained} to {far} tokens of context: {shown(change)} nats a token.")
+        lines.append(
+            f"{scheme} {verdict} from {trained} to {far} tokens of context: {format_mean(change)} nats a token."
+        )
     return lines
 
 
@@ -630,13 +598,6 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
         axis.legend(fontsize=8, handlelength=4.5)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def frame_lines(axis: Any) -> None:
-    """Let the frame hold the lines, and cut bands that reach out of it: those of two seeds would dwarf the rest."""
-    values = np.concatenate([line.get_ydata() for line in axis.get_legend_handles_labels()[0]])
-    margin = 0.06 * (values.max() - values.min()) or 0.1
-    axis.set_ylim(values.min() - margin, values.max() + margin)
 
 
 def draw_accuracy(summary: dict[str, Any], path: Path) -> None:

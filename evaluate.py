@@ -58,6 +58,7 @@ from harness.scoring import (
     target_nats,
     windows,
 )
+from harness.tables import markdown
 from harness.tasks import TaskCorpus, heat_map, measure, missing, shown_depth
 from model import Transformer
 from positions import SCHEMES, Position
@@ -515,13 +516,6 @@ def retrieval_tables(results: list[dict[str, Any]], scheme: str, trained: int) -
         what = f"part of all answers that are right as a whole, by tokens of context; {trials} trials or more a cell"
         lines += [f"{task}: {what}", "", *markdown(table), ""]
     return lines
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    """Rows, the first of them the head, as the lines of a Markdown table."""
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
 def draw_retrieval(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate import markdown
+from harness.tables import markdown
 from model import ModelConfig
 
 PEAK = 989e12  # FLOP/s of one H100 SXM in dense bf16, as its maker states it

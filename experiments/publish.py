@@ -5,7 +5,6 @@ python -m experiments.publish bench.json      what experiments.speed wrote: resu
 """
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,10 +14,7 @@ import compare
 from experiments import speed
 from harness.files import write_whole
 from harness.messages import BadInput, run
-
-ROOT = Path(__file__).parent.parent
-MARKS = "<!-- made by experiments/publish.py -->", "<!-- end -->"
-SPEED_MARKS = "<!-- speed, made by experiments/publish.py -->", "<!-- end of speed -->"
+from harness.pages import ROOT, replace_section
 
 
 def section(summary: dict[str, Any]) -> str:
@@ -49,16 +45,6 @@ def speed_section(content: dict[str, Any]) -> str:
     return "\n".join([made, "", *speed.table(shown)])
 
 
-def put(section: str, page: str, marks: tuple[str, str]) -> None:
-    """Write a section between its two marks in a page."""
-    path, (begin, end) = ROOT / page, marks
-    text = path.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise BadInput(f"{page} must have one line {begin} and one line {end}")
-    body = f"{begin}\n{section}\n{end}"
-    write_whole(path, re.sub(re.escape(begin) + ".*" + re.escape(end), lambda _: body, text, flags=re.DOTALL))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison, or the speeds, named on the command line."""
     argv = sys.argv[1:] if argv is None else argv
@@ -80,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(ROOT / "results" / ("bench.json" if speeds else "compare.json"), json.dumps(content, indent=2) + "\n")
     if not speeds:
         shutil.copy(Path(argv[0], "curves.png"), ROOT / "docs" / "compare.png")
-    put(body, *(("docs/speed.md", SPEED_MARKS) if speeds else ("README.md", MARKS)))
+    replace_section("experiments/speed.py" if speeds else "experiments/publish.py", body)
 
 
 if __name__ == "__main__":

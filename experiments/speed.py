@@ -50,16 +50,16 @@ from tqdm import tqdm
 import compare
 import data
 import train
-from compare import commit
-from evaluate import markdown, refuse_unwritable
+from evaluate import refuse_unwritable
 from experiments import cost
 from harness import devices
 from harness.files import write_whole
 from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
 from harness.options import Parser
-from harness.provenance import versions
+from harness.provenance import commit, versions
 from harness.sampling import compiled, sample, stored_by_columns
 from harness.scoring import score, target_nats
+from harness.tables import markdown
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 

@@ -16,6 +16,7 @@ from typing import Any
 import compare
 from harness.files import write_whole
 from harness.messages import run
+from harness.tables import markdown
 from train import RunConfig
 
 HERE = Path(__file__).parents[1] / "results"
@@ -97,7 +98,7 @@ def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
             "",
             "## Learning rate",
             "",
-            *compare.markdown(rows),
+            *markdown(rows),
             "",
             "One seed a cell, which cannot tell luck: SURPRISES.md has more seeds of sinusoidal, at two of the rates."
             + (f" The best rate of {', '.join(edge)} is at the edge of what was tried." if edge else ""),
@@ -108,7 +109,7 @@ def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
             "embeddings of",
             "about 1.",
             "",
-            *compare.markdown(waves),
+            *markdown(waves),
             "",
             f"Made by `{rates['command']}` at commit {rates['commit'] or 'unknown'} with {machine}.",
             "",

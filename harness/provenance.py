@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 from pathlib import Path
 
 import torch
@@ -25,3 +26,16 @@ def versions() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **gpu,
     }
+
+
+def commit() -> str | None:
+    """The commit of this code, with a + if files were changed since; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+        return head + ("+" if changed.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -31,7 +31,7 @@ from harness.messages import BadInput
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},
     "rope": rope.main,
-    **{name: import_module(f"experiments.{name}").main for name in ("study", "publish", "sweeps")},
+    **{name: import_module(f"experiments.{name}").main for name in ("lengths", "publish", "sweeps")},
 }
 
 # script | flags | what the line must say: first what is wrong, by flag or file and value; last what would do
@@ -432,8 +432,8 @@ rope | --rope.base .nan                      | --rope.base nan; 10000 say
 rope | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
 rope | --rope.factor 2                       | --rope.factor; leave out 2.0
 rope | --bogus                               | --bogus; --help
-study | scheme                                | scheme; did you mean schemes
-study | --pages                               | --pages; did you mean
+lengths | schemes                             | schemes; --help
+lengths | --measur false                      | --measur; did you mean --measure
 publish |                                    | nothing is not the folder of a comparison; name one
 publish | foreign                            | foreign is not the folder of a comparison; name one
 publish | no_summary                         | no_summary/summary.json is damaged; make it again

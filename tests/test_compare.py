@@ -24,11 +24,13 @@ from tqdm import tqdm
 import compare
 import data
 import train
-from compare import STYLE, interval
+from compare import STYLE
 from harness.checkpoints import last_whole
 from harness.messages import BadInput, RunFailed
+from harness.pictures import frame_lines
 from harness.runs import load_finished_run, read_result
 from harness.scoring import loss_by_length
+from harness.tables import format_mean, interval
 from model import ModelConfig
 from positions import SCHEMES
 
@@ -140,7 +142,7 @@ def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines()
         axis.plot([256, 512], values, label=label)
     axis.fill_between([256, 512], [-9, -9], [9, 9])
     axis.axhline(0)  # without a label
-    compare.frame_lines(axis)
+    frame_lines(axis)
     low, high = axis.get_ylim()
     plt.close(figure)
     assert 3.2 < low < 3.4
@@ -169,7 +171,7 @@ def test_the_report_asks_answers_and_proves(finished_comparison, summary):
         runs = [run_of(summary, scheme, seed) for seed in (0, 1)]
         (figures,) = [row for row in rows if row[0] == scheme and len(row) == len(rows[0]) and "±" in row[1]]
         for name in ("val_loss", "test_loss", "bits_per_byte"):
-            assert compare.shown(run[name] for run in runs) in figures
+            assert format_mean(run[name] for run in runs) in figures
         for run in runs:
             (proof,) = [row for row in rows if row[:2] == [scheme, str(run["seed"])]]
             assert {f"`{run[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")} <= set(proof)
@@ -229,9 +231,9 @@ def test_interval_is_students_95_percent(values, t):
 
 def test_one_seed_has_no_interval():
     assert interval([1.5]) == (1.5, None)
-    assert compare.shown([1.5]) == "1.500"
-    assert compare.shown([1.0, None]) == "n/a"
-    assert compare.shown([1.0, 2.0]) == f"1.500 ± {12.7062 * math.sqrt(0.5) / math.sqrt(2):.3f}"
+    assert format_mean([1.5]) == "1.500"
+    assert format_mean([1.0, None]) == "n/a"
+    assert format_mean([1.0, 2.0]) == f"1.500 ± {12.7062 * math.sqrt(0.5) / math.sqrt(2):.3f}"
 
 
 @pytest.mark.parametrize("scheme", COMPARED)

@@ -25,7 +25,7 @@ import evaluate
 import generate
 import train
 from experiments import publish, speed, sweeps
-from harness import devices
+from harness import devices, pages
 from harness.messages import BadInput
 from positions import SCHEMES
 
@@ -364,18 +364,15 @@ def test_the_check_of_commands_notices_a_wrong_one(command, small, finished, tex
 
 
 @pytest.mark.parametrize(
-    ("file", "page", "marks", "section"),
+    ("file", "maker", "section"),
     [
-        ("compare.json", "README.md", "MARKS", "section"),
-        ("bench.json", "docs/speed.md", "SPEED_MARKS", "speed_section"),
+        ("compare.json", "experiments/publish.py", publish.section),
+        ("bench.json", "experiments/speed.py", publish.speed_section),
     ],
     ids=["comparison", "speeds"],
 )
-def test_the_figures_in_the_pages_are_those_of_the_committed_results(file, page, marks, section):
-    content = json.loads((REPOSITORY / "results" / file).read_text())
-    begin, end = getattr(publish, marks)
-    stated = (REPOSITORY / page).read_text().split(begin)[1].split(end)[0].strip()
-    assert stated == getattr(publish, section)(content)
+def test_the_figures_in_the_pages_are_those_of_the_committed_results(file, maker, section):
+    assert pages.read_section(maker) == section(json.loads((REPOSITORY / "results" / file).read_text()))
 
 
 def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():

@@ -1,0 +1,238 @@
+"""Measurements that go on where they were stopped: one JSON file each, in results/data/PART/NAME.json.
+
+An experiment lists its measurements and calls `run_experiment`. What has a file is not measured again. The run that a
+measurement needs is trained unless its folder under runs/results/ is finished; weights are not committed. Measurements
+run side by side, one per core, with one thread each.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock
+
+import data
+from harness import devices
+from harness.files import write_whole
+from harness.messages import BadInput, RunFailed, first_paragraph
+from harness.options import Parser
+from harness.pages import ROOT
+from harness.provenance import commit
+from harness.runs import load_finished_run, read_metrics, read_result
+from harness.scoring import loss_by_length
+from model import ModelConfig
+
+DATA, RUNS = ROOT / "results" / "data", Path("runs", "results")
+SEEDS = (0, 1, 2)
+TRAINED = ModelConfig.seq_len
+LENGTHS = [TRAINED // 4, TRAINED // 2, *(TRAINED * n for n in (1, 2, 4, 8, 16))]  # whose loss is taken
+TASKS = "configs/tasks.yaml"  # of the runs on tasks, which are shorter than those on text: see results/TASKS.md
+TASKS_TRAINED = yaml.safe_load((ROOT / TASKS).read_text(encoding="utf-8"))["model"]["seq_len"]
+
+Main = Callable[[list[str]], Any]
+"""The main function of a script."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that measurements need.
+
+    Args:
+        name: of its folder.
+        options: of train.py.
+        start: the run that it is tuned from.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    start: "TrainedRun | None" = None
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.name
+
+    @property
+    def command(self) -> list[str]:
+        """The options of train.py that make this run."""
+        start = () if self.start is None else ("--run.init_from", str(self.start.folder))
+        where = ["--run.out", str(self.folder), "--run.name", self.name]
+        return [*start, *self.options, *where, "--run.threads", "1", "--run.wandb", "disabled"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement of one run.
+
+    Args:
+        part: folder of its file in results/data/.
+        name: of its file.
+        run: what is measured.
+        labels: what distinguishes it within its part: scheme, seed, scaling, ...
+        measure: takes the measurement, and returns what goes into its file.
+    """
+
+    part: str
+    name: str
+    run: TrainedRun
+    labels: dict[str, Any]
+    measure: Callable[["Measurement", Main], dict[str, Any]]
+
+    @property
+    def file(self) -> Path:
+        return DATA / self.part / f"{self.name}.json"
+
+
+def text_run(scheme: str, seed: int) -> TrainedRun:
+    """A run on text with the default options."""
+    return TrainedRun(f"{scheme}-seed{seed}", ("--model.position", scheme, "--run.seed", str(seed)))
+
+
+def tasks_run(scheme: str, name: str = "", *options: str) -> TrainedRun:
+    """A run on all tasks at once, a thousand steps for each task."""
+    mixture = ("--config", TASKS, "--data.corpus", "task:all", "--run.learning_rate", "0.002", "--run.steps", "5000")
+    return TrainedRun(f"tasks-{name or scheme}-seed0", (*mixture, "--model.position", scheme, *options))
+
+
+# ---- one measurement -------------------------------------------------------------------------------------------------
+
+
+def train_if_missing(run: TrainedRun, train: Main) -> Path:
+    """The folder of a run, which is trained unless it is finished, its start first. Two who need it train it once."""
+    if run.start is not None:
+        train_if_missing(run.start, train)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with FileLock(RUNS / f"{run.name}.lock"):
+        if read_result(run.folder).get("status") != "finished":
+            train([*run.command, "--run.resume", "true"])
+    return run.folder
+
+
+def measure_losses(one: Measurement, train: Main) -> dict[str, Any]:
+    """Loss on the same targets at every length, and the curve of validation losses."""
+    folder, device = train_if_missing(one.run, train), torch.device("cpu")
+    loaded = load_finished_run(folder)
+    corpus = data.load(loaded.data, loaded.settings["seed"], loaded.settings["batch_size"], loaded.model_config.seq_len)
+    _, autocast = devices.pick_precision(loaded.settings["precision"], device)
+    losses = loss_by_length(loaded.model, corpus, "validation", LENGTHS, device, autocast)
+    curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]
+    return {"loss_by_length": losses, "curve": curve}
+
+
+def measure_by_evaluating(
+    one: Measurement, train: Main, evaluate: Main, options: tuple[str, ...], lists_of: TrainedRun | None = None
+) -> dict[str, Any]:
+    """What evaluate.py finds with these options; for longrope with the lists that the run `lists_of` has learned."""
+    folder = train_if_missing(one.run, train)
+    flags = [*options, *(longrope_options(train_if_missing(lists_of, train)) if lists_of else ())]
+    picture = RUNS / f"{one.part}-{one.name}.png"  # of its own: others measure the same run at the same time
+    results = evaluate([str(folder), *flags, "--picture", str(picture)])["results"]
+    return {"evaluate": ["python", "evaluate.py", str(folder), *flags], "results": results}
+
+
+def longrope_options(folder: Path) -> list[str]:
+    """Options for longrope: ones up to the trained length, and past it what a run with learned factors has learned."""
+    learned = yaml.safe_load((folder / "longrope.yaml").read_text(encoding="utf-8"))["model"]["rope"]
+    values = {"short_factor": [1.0] * len(learned["long_factor"]), "long_factor": learned["long_factor"]}
+    values["attention_factor"] = learned["attention_factor"]
+    return [word for name, value in values.items() for word in (f"--rope.{name}", str(value))]
+
+
+def write_measurement(one: Measurement, train: Main) -> None:
+    """Take one measurement, and write its file: labels, how the run was made, and what was found."""
+    began = time.perf_counter()
+    found = one.measure(one, train)
+    result = read_result(one.run.folder)
+    names = ("steps", "val_loss", "bits_per_byte", "test_loss", "parameters", "position_parameters")
+    names += ("shared_init_sha256", "batches_sha256", "data_sha256", "precision", "threads", "versions")
+    made = {
+        **one.labels,
+        "run": one.run.name,
+        "train": ["python", "train.py", *one.run.command],
+        "init_from": one.run.start and one.run.start.name,
+        **{name: result[name] for name in names},
+        "commit": commit(),
+        **found,
+        "seconds": time.perf_counter() - began,
+    }
+    one.file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(one.file, json.dumps(made, indent=1) + "\n")
+
+
+def write_in_process(one: Measurement, train: Main) -> None:
+    """`write_measurement` in a process of its own, with everything it prints in a log file."""
+    torch.set_num_threads(1)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    log = RUNS / f"{one.part}-{one.name}.log"
+    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            write_measurement(one, train)
+        except (BadInput, RunFailed) as error:
+            raise RuntimeError(f"{one.part} {one.name}: {error} (see {log})") from None
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopping_all(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """When interrupted, start nothing more, and tell what is running to save and stop."""
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():  # an experiment starts none but the pool's
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
+def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> None:
+    """Take the measurements that have no file yet, and print how far that is.
+
+    Raises:
+        RunFailed: naming what failed, after everything else was tried.
+    """
+    missing = [one for one in measurements if not one.file.exists()]
+    began, failed = time.perf_counter(), []
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool, stopping_all(pool):
+        waiting = {pool.submit(write_in_process, one, train): one for one in missing}
+        for done, future in enumerate(as_completed(waiting), 1):
+            one, error = waiting[future], future.exception()
+            failed += [str(error)] if error else []
+            what = f"{one.part} {one.name}" + (f": {error}" if error else "")
+            print(f"{done} of {len(missing)}, {(time.perf_counter() - began) / 60:.0f} min: {what}", flush=True)
+    if failed:
+        raise RunFailed("; ".join(failed))
+
+
+def run_experiment(
+    argv: list[str] | None, doc: str, measurements: list[Measurement], train: Main, write_pages: Callable[[], None]
+) -> None:
+    """The main function of an experiment: measure what is missing, then write its pages and pictures.
+
+    Args:
+        argv: the command line.
+        doc: the experiment's docstring.
+        measurements: all that it consists of, in the order in which they are worth having.
+        train: main of train.py.
+        write_pages: writes pages and pictures from the measurements that are there.
+    """
+    parser = Parser(description=first_paragraph(doc))
+    parser.add_argument("--measure", type=bool, default=True, help="false: only write the page, from what is there")
+    if parser.parse_args(argv).measure:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        run_missing(measurements, train, cores)
+    there = sum(one.file.exists() for one in measurements)
+    if not there:
+        raise BadInput("--measure false: there is nothing in results/data/ to write a page from")
+    write_pages()
+    print(f"{there} of {len(measurements)} measurements are there; written: results/RESULTS.md and its pictures")

@@ -1,0 +1,31 @@
+"""Figures as tables: Markdown, and means with their intervals over seeds."""
+
+import math
+from collections.abc import Iterable
+from statistics import mean, stdev
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows, the first of them the head, as the lines of a Markdown table."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+
+
+def interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of the 95% t-interval over seeds; None for a single seed, which has no interval."""
+    values = list(values)
+    if len(values) < 2:
+        return values[0], None
+    from scipy.stats import t as student  # not above: each job's process imports this file and needs none
+
+    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def format_mean(values: Iterable[float | None], digits: int = 3, sign: str = "") -> str:
+    """Mean and interval as a table's cell, with a + before what is positive if `sign` is +; n/a if a value is None."""
+    values = list(values)
+    if None in values:
+        return "n/a"
+    middle, half = interval(values)
+    return f"{middle:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")

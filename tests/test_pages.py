@@ -1,0 +1,70 @@
+"""Made sections of pages, and verdicts.
+
+.venv/bin/python -m pytest tests/test_pages.py
+"""
+
+from importlib import import_module
+
+import pytest
+
+from harness import pages
+from harness.messages import BadInput
+
+
+@pytest.mark.parametrize("name", ["lengths", "retrieval"])
+def test_the_page_is_the_one_made_from_the_committed_measurements(name):
+    section = import_module(f"experiments.{name}").section(pages.load_rows({"lengths": "schemes"}.get(name, name)))
+    assert pages.read_section(f"experiments/{name}.py") == section
+
+
+@pytest.mark.parametrize(("name", "load"), [("scalings", "load_parts"), ("bases", "load_bases")])
+def test_the_page_is_the_one_made_from_several_parts(name, load):
+    experiment = import_module(f"experiments.{name}")
+    assert pages.read_section(f"experiments/{name}.py") == experiment.section(*getattr(experiment, load)())
+
+
+@pytest.fixture
+def readme(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    return tmp_path / "README.md"
+
+
+def test_a_section_is_replaced_wherever_it_stands_and_nothing_else_is(readme):
+    readme.write_text("a\n<!-- made by x.py -->\nold\n<!-- end -->\nb\n<!-- made by y.py -->\nkept\n<!-- end -->\n")
+    assert pages.replace_section("x.py", "new\n\\1") == readme
+    assert pages.read_section("x.py") == "new\n\\1"
+    assert readme.read_text().startswith("a\n<!-- made by x.py -->\nnew\n\\1\n<!-- end -->\nb\n")
+    assert pages.read_section("y.py") == "kept"
+
+
+@pytest.mark.parametrize("sections", [0, 2])
+def test_a_section_that_is_missing_or_stands_twice_is_refused(readme, sections):
+    readme.write_text("<!-- made by x.py -->\nold\n<!-- end -->\n" * sections)
+    with pytest.raises(BadInput, match=f"made by x.py .* they have {sections}"):
+        pages.replace_section("x.py", "new")
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-0.10, -0.11, -0.12], pages.REPRODUCED),
+        ([0.10, 0.11, 0.12], pages.NOT_REPRODUCED),
+        ([-0.10, 0.11, -0.12], pages.INCONCLUSIVE),
+        ([-0.10], pages.INCONCLUSIVE),  # one seed cannot tell
+    ],
+)
+def test_a_verdict_needs_its_whole_interval_on_one_side(differences, verdict):
+    assert pages.judge(differences)[0] == verdict
+
+
+def test_a_verdict_has_the_published_t_of_three_seeds():
+    assert pages.judge([0.0, 1.0, 2.0])[1] == "+1.000 ± 2.484"  # 4.303 / sqrt(3)
+
+
+def test_accuracy_is_the_mean_over_tasks_and_none_where_positions_have_ended():
+    cells = [("copy", 64, None, 0.5), ("copy", 64, 0.125, 0.9), ("recall", 64, None, 1.0), ("copy", 128, None, None)]
+    row = {"results": [dict(zip(("task", "length", "depth", "accuracy"), cell, strict=True)) for cell in cells]}
+    assert pages.accuracy_at(row, 64) == 0.75
+    assert pages.accuracy_at(row, 64, "copy") == 0.5
+    assert pages.accuracy_at(row, 128) is None
+    assert pages.accuracy_at(row, 256) is None
