@@ -655,7 +655,7 @@ def in_a_namespace(count: Count) -> int | str:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 PROMISES = {
-    "kills": "A run that is killed (`kill -9`), at any moment and however often, resumes and ends the same, bit for bit",
+    "kills": "A run that is killed (`kill -9`), at any moment and however often, resumes and ends the same bit for bit",
     "damage": "Damage to a file of a checkpoint is detected and named, and the one before it is used; the damaged "
     "weights of a finished run are not loaded",
     "writes": "Whichever write fails, the last checkpoint stays complete and is named in one line, exit code 3",
