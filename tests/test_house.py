@@ -230,11 +230,10 @@ RULES: list[Callable[[Sources], Breaches]] = [
 ]
 STILL: dict[str, Breaches] = {
     "long_files": {
-        "compare.py": 769,
+        "compare.py": 730,
         "data.py": 779,
-        "evaluate.py": 753,
+        "evaluate.py": 566,
         "experiments/speed.py": 818,
-        "generate.py": 320,
         "model.py": 437,
         "positions.py": 271,
         "rope.py": 413,
@@ -254,14 +253,9 @@ STILL: dict[str, Breaches] = {
         "experiments/speed.py imports experiments/cost.py": 1,
         "rope.py imports harness/messages.py": 1,
         "rope.py imports harness/options.py": 1,
-        "train.py imports evaluate.py": 1,
-        "train.py imports generate.py": 1,
     },
     "many_names_from_harness": {"train.py": 41},
-    "circles": {
-        "data.py > harness/tasks.py": 1,
-        "model.py > positions.py": 1,
-    },
+    "circles": {"data.py > harness/tasks.py": 1, "model.py > positions.py": 1},
     "tries": {"data.py": 10, "rope.py": 1, "train.py": 3},
     "long_messages": {"data.py": 14, "model.py": 8, "positions.py": 2, "rope.py": 22, "train.py": 11},
     "scheme_names": {
