@@ -17,65 +17,23 @@ line computes in float64, where they differ by less than 1e-11, and a draw turns
 (`--precision fp32`, faster for large models) by some 1e-6: rarely too, but from such a draw on two texts differ.
 """
 
-import codecs
 import math
 import sys
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer
 
 import data
-from data import END_OF_TEXT, byte_characters, special_id
-from evaluate import add_rope_options, position_at, variants
+from data import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, first_paragraph, run
 from harness.options import Parser
 from harness.runs import FinishedRun, load_finished_run
-from harness.sampling import compiled, samples, trial
+from harness.sampling import Text, compiled, samples, trial
+from harness.scalings import add_rope_options, position_at, variants
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH, yarn_warning
-
-BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
-
-
-class Text:
-    """One sample's text as it grows: whole characters, up to a stop text or the end of text.
-
-    A character may be spread over several tokens, and so may a stop text, which is not part of the text. What could
-    still become one of them is held back until that is known.
-
-    Args:
-        tokenizer: byte-level.
-        stops: texts that end it, none of them empty; looked for in what the model adds, not in the prompt.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
-        self.end = special_id(tokenizer, END_OF_TEXT)
-        self.added = tokenizer.get_added_tokens_decoder()  # spelt as they are, all others in byte characters
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held = self.said = self.note = ""
-        self.over = False
-
-    def add(self, token: int | None) -> str:
-        """Take in a token, None when there are no more, and return the text that is certain now and was not before."""
-        if self.over:
-            return ""
-        last = token is None or token == self.end
-        spelt = "" if last else self.tokenizer.id_to_token(token) or ""
-        in_bytes = spelt.encode() if token in self.added else bytes(BYTE_OF[character] for character in spelt)
-        text = self.held + self.decoder.decode(in_bytes, final=last)
-        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        begun = [n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        certain = min(found) if found else len(text) - (0 if last else max(begun, default=0))
-        if token == self.end and not found:
-            self.note = "the model ended its text"
-        self.over = last or bool(found)
-        self.held = text[certain:]
-        self.said += text[:certain]
-        return text[:certain]
 
 
 def write(loaded: FinishedRun, ids: list[int], asked: Any) -> None:

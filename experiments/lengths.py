@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import compare
 import train
-from harness import measurements, pages
+from harness import measurements, pages, report
 from harness.measurements import SEEDS, TRAINED, Measurement
 from harness.messages import run
 from harness.pages import Rows, judge, paired_differences, select
@@ -115,7 +114,7 @@ def draw(rows: Rows, path: Path) -> None:
         for length, loss in ((int(n), loss) for row in mine for n, loss in row["loss_by_length"].items()):
             if loss is not None:
                 points.setdefault(length, []).append(loss)
-        lines.append(Line(scheme, points, *compare.STYLE[scheme]))
+        lines.append(Line(scheme, points, *report.STYLE[scheme]))
     plt = plotting()
     figure, axis = plt.subplots(figsize=(7, 5.4), layout="constrained")
     draw_by_length(axis, lines, TRAINED)

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import compare
 from experiments import speed
+from harness import report
 from harness.files import write_whole
 from harness.messages import BadInput, run
 from harness.pages import ROOT, replace_section
@@ -29,7 +29,7 @@ def section(summary: dict[str, Any]) -> str:
         f"{machine['cores']} cores "
         f"({machine['cpu']}), PyTorch {machine['torch']}, commit {(summary['commit'] or 'unknown')[:10]}."
     )
-    return "\n".join([made, "", *compare.table(summary), "", *(f"- {line}" for line in compare.findings(summary))])
+    return "\n".join([made, "", *report.table(summary), "", *(f"- {line}" for line in report.findings(summary))])
 
 
 def speed_section(content: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import evaluate
 import train
-from harness import measurements, pages
+from harness import evaluation, measurements, pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun
 from harness.messages import run
 from harness.pages import Rows, accuracy_at, format_share, judge, paired_differences, select
@@ -171,7 +171,7 @@ def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
         lines = []
         for label in labels_of(rows):
             over = {n * TRAINED: losses_over_crop(rows, label, n * TRAINED, zero_shot) for n in UP_TO_8}
-            color, dash, marker = evaluate.STYLE["longrope" if label == "learned factors" else label.split(",")[0]]
+            color, dash, marker = evaluation.STYLE["longrope" if label == "learned factors" else label.split(",")[0]]
             if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling with other options
                 color = "#000000"
             lines.append(Line(label, {n: found for n, found in over.items() if found}, color, dash, marker))

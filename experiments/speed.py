@@ -50,10 +50,9 @@ from tqdm import tqdm
 import compare
 import data
 import train
-from evaluate import refuse_unwritable
 from experiments import cost
 from harness import devices
-from harness.files import write_whole
+from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, RunFailed, first_paragraph, nearest, run
 from harness.options import Parser
 from harness.provenance import commit, versions

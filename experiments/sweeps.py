@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import compare
+from harness import report
 from harness.files import write_whole
 from harness.messages import run
 from harness.tables import markdown
+from model import ModelConfig
 from train import RunConfig
 
 HERE = Path(__file__).parents[1] / "results"
@@ -43,11 +45,9 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         options += ["--multiples", "1"] * (folder != default)
         summary = compare.main(options)
         rates += [figures(one, learning_rate=rate) for one in summary["runs"]]
-        settings = compare.settings(summary["config"])
+        settings = report.settings(summary["config"])
     for amplitude in AMPLITUDES:
-        folder = (
-            default if amplitude == compare.ModelConfig.sinusoidal_amplitude else str(out / f"amplitude-{amplitude:g}")
-        )
+        folder = default if amplitude == ModelConfig.sinusoidal_amplitude else str(out / f"amplitude-{amplitude:g}")
         schemes = SCHEMES if folder == default else ["sinusoidal"]
         options = ["--schemes", *schemes, "--model.sinusoidal_amplitude", str(amplitude), "--out", folder, *argv]
         options += ["--multiples", "1", "--run.threads", "1"] * (folder != default)  # one thread, as side by side

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from harness.messages import BadInput
+
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a file and flush it to disk. Every file of a run but metrics.jsonl comes through here."""
@@ -48,3 +50,15 @@ def write_folder_whole(path: Path, files: dict[str, bytes]) -> None:
         flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_unwritable(flag: str, path: Path) -> None:
+    """Raise BadInput if a file cannot be written where a flag wants it; nothing is left there, nothing is changed."""
+    try:
+        there = path.exists()
+        with open(path, "ab"):
+            pass
+        if not there:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"--{flag} {path} cannot be written ({error.strerror}): name a file that can") from error

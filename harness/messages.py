@@ -130,3 +130,10 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
     with contextlib.suppress(OSError):  # where nobody listens, the code says it
         print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code
+
+
+def refuse_unknown(flag: str, words: list[str], known: Iterable[str]) -> None:
+    """Raise BadInput for the first word that is not known, with the nearest that is."""
+    for word in words:
+        if word not in known:
+            raise BadInput(f"--{flag} {word or repr(word)} is none of {', '.join(known)}{nearest(word, known)}")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from data import Corpus
 from harness.devices import Autocast
-from harness.tasks import TOKENS_AT_ONCE
+from harness.tasks import TOKENS_AT_ONCE, TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
 
@@ -205,3 +206,84 @@ def buckets(length: int, trained: int) -> list[tuple[int, int]]:
         edges.append(edges[-1] * 2)
     edges = [0, *(edge for edge in edges if edge < length), length]
     return [(low + 1, high) for low, high in pairwise(edges)]
+
+
+PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")  # of runs on text
+
+RETRIEVAL = "retrieval"  # of runs on a task
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What all figures of one evaluation share.
+
+    Args:
+        corpus: the run's, text or tasks.
+        split: train, validation or test.
+        lengths: all lengths of context, tokens.
+        trained: the length the run was trained at, tokens.
+        stride: of sliding windows, and of the windows that crop, tokens.
+        seed: of shuffled-prefix.
+        nats: a model's target_nats: inputs and targets, (B, T) each, to (B, T). For tasks its target_figures.
+    """
+
+    corpus: Corpus | TaskCorpus
+    split: str
+    lengths: list[int]
+    trained: int
+    stride: int
+    seed: int
+    nats: Callable[[Tensor, Tensor], Tensor]
+
+    def batches(self, protocol: str, length: int) -> Batches:
+        """The windows of a protocol."""
+        if protocol == "sliding":
+            return sliding(self.corpus, self.split, length, self.stride)
+        if protocol in ("windows", "by-position"):
+            return windows(self.corpus, self.split, length)
+        batches = fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
+        return shuffled_prefix(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
+
+    def measure(self, protocol: str, length: int, crop: bool = False) -> list[dict[str, Any]]:
+        """Loss and tokens of a protocol's windows under the model as it now is: one cell, or one a bucket.
+
+        Args:
+            protocol: one of PROTOCOLS.
+            length: of the windows, tokens.
+            crop: score every target from at most the last trained-length tokens before it.
+        """
+        nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.long)
+        # Where a window's few targets all stand at its end, one cropped window holds them.
+        stride = min(FIXED_TARGETS, self.trained) if protocol in ("fixed", "shuffled-prefix") else self.stride
+        for inputs, targets in self.batches(protocol, length):
+            nats += (self.cropped(inputs, targets, stride) if crop else self.nats(inputs, targets)).sum(0)
+            tokens += (targets != -100).sum(0)
+        if protocol == "by-position":
+            spans = buckets(length, self.trained)
+            shown = [{"positions": [first, last]} for first, last in spans]
+        else:
+            spans, shown = [(1, length)], [{}]
+        cells = [(nats[first - 1 : last].sum().item(), tokens[first - 1 : last].sum().item()) for first, last in spans]
+        return [{"loss": n / t, "tokens": t, **which} for (n, t), which in zip(cells, shown, strict=True)]
+
+    def cropped(self, inputs: Tensor, targets: Tensor, stride: int) -> Tensor:
+        """As `nats`, (B, T) or (B, T, 2), with every target scored from at most its last trained-length tokens.
+
+        The first window of that length scores as many targets as needed for the others, each `stride` further, to end
+        where the row ends; they score their last `stride` targets.
+        """
+        T, L = inputs.shape[1], self.trained
+        if T <= L:
+            return self.nats(inputs, targets)
+        offset = (T - L) % stride
+        early = L - stride + offset  # targets of the first window
+        rows, scored = (
+            torch.cat((x[:, None, :L], x[:, offset:].unfold(1, L, stride)), dim=1) for x in (inputs, targets)
+        )  # (B, 1 + K, L) each
+        scored[:, 0, early:] = -100
+        scored[:, 1:, :-stride] = -100
+        wanted = (scored != -100).any(-1)  # (B, 1 + K)
+        found = torch.cat([self.nats(*part) for part in in_parts(rows[wanted], scored[wanted])])
+        nats = found.new_zeros(*scored.shape, *found.shape[2:])  # (B, 1 + K, L) or (B, 1 + K, L, 2)
+        nats[wanted] = found
+        return torch.cat((nats[:, 0, :early], nats[:, 1:, -stride:].flatten(1, 2)), dim=1)  # (B, T) or (B, T, 2)

@@ -15,7 +15,7 @@ import pytest
 
 import compare
 import train
-from harness import cluster
+from harness import cluster, jobs
 from harness.checkpoints import steps_saved
 from harness.cluster import Launcher, Work
 from harness.messages import BadInput, RunFailed
@@ -45,7 +45,7 @@ def signals_as_they_were(monkeypatch) -> None:
         signal.signal(number, handler)
 
 
-def job_of(small: list[str], out: Path, *more: str) -> compare.Job:
+def job_of(small: list[str], out: Path, *more: str) -> jobs.Job:
     """The first job of a comparison, with nothing started."""
     seen = []
 
@@ -115,12 +115,12 @@ def test_a_job_that_fails_is_named_with_its_last_line_and_its_log(small, tmp_pat
     log = tmp_path / "7_0_log.out"
     log.write_text("going on after step 3\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     with pytest.raises(RunFailed) as failed:
-        compare.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, FAILED"))
+        jobs.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, FAILED"))
     said = "rope-seed0 (job 7) did not come to its end, FAILED: slurmstepd: error: Detected 1 oom_kill event (log: "
     assert str(failed.value) == f"{said}{log})"
     log.unlink()
     with pytest.raises(RunFailed, match="it said nothing"):
-        compare.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, CANCELLED"))
+        jobs.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, CANCELLED"))
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_preempted_job_saves_first_is_queued_then_and_ends_with_the_same_weigh
     again = work.checkpoint()
     assert again.function(*again.args, **again.kwargs) == 0
     assert read_result(job.folder)["weights_sha256"] == read_result(whole.folder)["weights_sha256"]
-    assert compare.read_lengths(job) == compare.read_lengths(whole)
+    assert jobs.read_lengths(job) == compare.read_lengths(whole)
     steps = [event["step"] for event in read_metrics(job.folder) if event["split"] == "train"]
     assert steps == list(range(1, 9))
 
@@ -281,8 +281,8 @@ def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, slurm, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "show_progress", interrupted)
-    monkeypatch.setattr(compare.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(jobs, "show_progress", interrupted)
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
     with pytest.raises(KeyboardInterrupt):
         compare.main([*small, "--schemes", "rope", "--launcher", "slurm", "--out", str(tmp_path / "out")])
     assert (slurm / "cancelled").read_text() == "--signal=INT 7\n7\n"

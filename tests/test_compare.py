@@ -24,10 +24,11 @@ from tqdm import tqdm
 import compare
 import data
 import train
-from compare import STYLE
+from harness import jobs, report
 from harness.checkpoints import last_whole
 from harness.messages import BadInput, RunFailed
 from harness.pictures import frame_lines
+from harness.report import STYLE
 from harness.runs import load_finished_run, read_result
 from harness.scoring import loss_by_length
 from harness.tables import format_mean, interval
@@ -106,10 +107,10 @@ def test_summary_json_has_the_documented_fields_of_every_run(summary, finished_c
 
 
 def test_the_report_says_which_scaling_rope_has(summary):
-    assert "without any of the scalings" in compare.report(summary)
+    assert "without any of the scalings" in report.report(summary)
     summary["config"]["model"]["rope"] |= {"scaling": "ntk", "factor": 4.0}
-    assert "the scaling ntk by 4 alone" in compare.report(summary)
-    assert "without any of the scalings" not in compare.report(summary)
+    assert "the scaling ntk by 4 alone" in report.report(summary)
+    assert "without any of the scalings" not in report.report(summary)
 
 
 def test_main_returns_what_summary_json_says(comparison, small, monkeypatch):
@@ -162,11 +163,11 @@ def test_the_picture_is_a_picture(finished_comparison):
 
 
 def test_the_report_asks_answers_and_proves(finished_comparison, summary):
-    report = (finished_comparison / "report.md").read_text()
-    assert "The question:" in report
-    assert "What this does not show" in report
-    assert "](curves.png)" in report
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("|")]
+    page = (finished_comparison / "report.md").read_text()
+    assert "The question:" in page
+    assert "What this does not show" in page
+    assert "](curves.png)" in page
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     for scheme in COMPARED:
         runs = [run_of(summary, scheme, seed) for seed in (0, 1)]
         (figures,) = [row for row in rows if row[0] == scheme and len(row) == len(rows[0]) and "±" in row[1]]
@@ -175,15 +176,15 @@ def test_the_report_asks_answers_and_proves(finished_comparison, summary):
         for run in runs:
             (proof,) = [row for row in rows if row[:2] == [scheme, str(run["seed"])]]
             assert {f"`{run[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")} <= set(proof)
-    assert "2 seeds" in report
+    assert "2 seeds" in page
 
 
 def test_the_report_of_one_seed_says_that_nothing_tells_luck_from_worth(comparison, small, monkeypatch, capsys):
     forbid_training(monkeypatch)
     compare.main(flags(small, comparison, "--seeds", "1"))
-    report = (comparison / "report.md").read_text()
-    assert "±" not in report
-    assert "one seed" in report
+    page = (comparison / "report.md").read_text()
+    assert "±" not in page
+    assert "one seed" in page
     said = capsys.readouterr().out
     assert str(comparison / "report.md") in said
     assert "bits per byte" in said
@@ -290,7 +291,7 @@ def test_findings_say_who_holds_who_loses_and_who_ends(summary):
     for run in summary["runs"]:
         if run["scheme"] != "learned":
             run["loss_by_length"]["128"] = run["loss_by_length"]["16"] + changes[run["scheme"]]
-    said = "\n".join(compare.findings(summary))
+    said = "\n".join(report.findings(summary))
     assert "alibi holds from 16 to 128" in said
     assert "rope loses from 16 to 128 tokens of context: 0.500" in said
     assert "none gains" in said
@@ -300,19 +301,19 @@ def test_findings_say_who_holds_who_loses_and_who_ends(summary):
 def test_findings_rank_by_the_mean_over_seeds(summary):
     for run in summary["runs"]:
         run["val_loss"] = {"rope": 1.0, "alibi": 3.0, "learned": 2.0, "none": 4.0}[run["scheme"]] + run["seed"]
-    assert list(compare.by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
+    assert list(report.by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
 
 
 def test_best_rates_of_a_sweep_with_these_settings_stand_in_the_table(summary, tmp_path, monkeypatch):
     best = {"rope": {"bits_per_byte": 1.234, "learning_rate": 0.006}}
-    sweep = {"settings": compare.settings(summary["config"]), "best": best}
+    sweep = {"settings": report.settings(summary["config"]), "best": best}
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
-    monkeypatch.setattr(compare, "BEST_RATES", tmp_path / "sweep.json")
-    (row,) = [line for line in compare.table(summary) if line.startswith("| rope")]
+    monkeypatch.setattr(report, "BEST_RATES", tmp_path / "sweep.json")
+    (row,) = [line for line in report.table(summary) if line.startswith("| rope")]
     assert "1.234 (0.006)" in row
     sweep["settings"]["run"]["steps"] += 1  # of other settings
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
-    assert "1.234" not in "\n".join(compare.table(summary))
+    assert "1.234" not in "\n".join(report.table(summary))
 
 
 # ---- what it repeats, and what it does not ---------------------------------------------------------------------------
@@ -440,11 +441,11 @@ def test_runs_of_one_seed_that_differ_in_more_than_their_scheme_are_refused(comp
 
 def test_progress_passes_over_a_step_whose_loss_is_no_number(tmp_path, capsys):
     config = train.RunConfig(out=str(tmp_path), steps=10)
-    job = compare.Job("rope", 0, [16], data.DataConfig(), ModelConfig(), config)
+    job = jobs.Job("rope", 0, [16], data.DataConfig(), ModelConfig(), config)
     steps = [{"step": 3, "split": "train", "loss": 2.0, "seconds": 3.0}, {"step": 4, "split": "train", "loss": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in steps))
     with tqdm(total=10, disable=True) as bar:
-        compare.show_progress(job, bar, started=0, on_screen=False)
+        jobs.show_progress(job, bar, started=0, on_screen=False)
     assert "step 3 of 10, loss 2.000, about 7 s left" in capsys.readouterr().out
 
 
@@ -528,7 +529,7 @@ def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
     """One job a core by default, and the cores shared out between jobs as threads."""
     seen = {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
 
     class FarEnough(Exception):
         pass

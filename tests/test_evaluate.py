@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import data
 import evaluate
 import train
-from harness import scoring
+from harness import scalings, scoring
 from harness.runs import FinishedRun, load_finished_run
 from model import ModelConfig, Transformer
 from positions import SCHEMES
@@ -68,7 +68,7 @@ def sharp_run(small, tmp_path_factory) -> Path:
 def all_protocols(sharp_run, tmp_path_factory) -> Path:
     """The folder of picture and figures of one command that uses every protocol."""
     out = tmp_path_factory.mktemp("evaluated")
-    flags = ["--protocols", *evaluate.PROTOCOLS, "--lengths", *map(str, LENGTHS), "--stride", str(STRIDE)]
+    flags = ["--protocols", *scoring.PROTOCOLS, "--lengths", *map(str, LENGTHS), "--stride", str(STRIDE)]
     evaluate.main([str(sharp_run), *flags, "--picture", str(out / "a.png"), "--out", str(out / "a.json")])
     return out
 
@@ -252,7 +252,7 @@ def test_the_crop_sees_at_most_the_trained_length_and_little_less(length, stride
         return torch.where(targets != -100, torch.arange(1, L + 1), 0).double()
 
     inputs = torch.arange(2 * length).view(2, length)
-    seen = evaluate.Ruler(None, "validation", [length], L, stride, 0, context).cropped(inputs, inputs + 1, stride)
+    seen = scoring.Ruler(None, "validation", [length], L, stride, 0, context).cropped(inputs, inputs + 1, stride)
     assert seen.shape == (2, length)
     assert (seen <= L).all()
     assert (seen >= torch.arange(1, length + 1).clamp(max=L - stride + 1)).all()
@@ -368,8 +368,8 @@ def test_options_lie_over_those_of_the_run(copy):
 
     def config(scaling=None, **given):
         given |= {"scaling": scaling} if scaling else {}
-        ((name, fields),) = evaluate.variants(loaded, given, None).items()
-        settled = evaluate.position_at(loaded, fields, 64).config
+        ((name, fields),) = scalings.variants(loaded, given, None).items()
+        settled = scalings.position_at(loaded, fields, 64).config
         assert settled.scaling == name
         return settled
 
@@ -384,11 +384,11 @@ def test_options_lie_over_those_of_the_run(copy):
 
 
 def test_the_original_length_is_the_trained_one_where_none_is_on_record(loaded):
-    (fields,) = evaluate.variants(loaded, {"scaling": "yarn"}, None).values()
+    (fields,) = scalings.variants(loaded, {"scaling": "yarn"}, None).values()
     assert fields["original_length"] == L
-    assert evaluate.position_at(loaded, fields, 64).config.factor == 4
-    (fields,) = evaluate.variants(loaded, {"scaling": "yarn", "original_length": 32}, None).values()
-    assert evaluate.position_at(loaded, fields, 64).config.factor == 2
+    assert scalings.position_at(loaded, fields, 64).config.factor == 4
+    (fields,) = scalings.variants(loaded, {"scaling": "yarn", "original_length": 32}, None).values()
+    assert scalings.position_at(loaded, fields, 64).config.factor == 2
 
 
 def test_several_scalings_give_what_each_gives_alone(sharp_run, measure):
@@ -433,7 +433,7 @@ def test_the_json_file_has_the_promised_fields_and_null_where_they_do_not_apply(
         assert ("positions" in row) == (row["protocol"] == "by-position")
         assert (row["scaling"], row["factor"], row["accuracy"], row["trials"], row["distance"]) == ("none", *[None] * 4)
     assert {(row["protocol"], row["length"]) for row in content["results"]} == {
-        (protocol, length) for protocol in evaluate.PROTOCOLS for length in LENGTHS
+        (protocol, length) for protocol in scoring.PROTOCOLS for length in LENGTHS
     }
 
 
@@ -500,7 +500,7 @@ BAD = {  # flags -> what the line must say
 def refused(at_the_shell, tmp_path, monkeypatch) -> Callable[..., str]:
     """The one line that bad input gets, before any work."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate.Ruler, "measure", lambda *args: pytest.fail("the work began"))
+    monkeypatch.setattr(scoring.Ruler, "measure", lambda *args: pytest.fail("the work began"))
 
     def call(*argv: str) -> str:
         before = sorted(tmp_path.rglob("*"))

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import data
 import generate
 import train
-from evaluate import overlay, position_at
 from harness import devices, messages, sampling
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
+from harness.scalings import overlay, position_at
 from model import Transformer
 from positions import SCHEMES
 
@@ -447,7 +447,7 @@ def tokenizers_of(finished, text):
 def test_pieces_are_whole_characters_and_nothing_is_lost(tokenizers_of):
     original = "naïve 文字 \U0001f600, e\u0301\r\n"
     for tokenizer in tokenizers_of:
-        whole = generate.Text(tokenizer, [])
+        whole = sampling.Text(tokenizer, [])
         pieces = [whole.add(token) for token in tokenizer.encode(original).ids]
         assert "".join(pieces) == whole.said == original
         assert not any("\ufffd" in piece for piece in pieces)
@@ -462,13 +462,13 @@ def test_pieces_of_any_tokens_are_together_what_the_tokenizer_decodes(tokenizers
         broken = [i for i in ids if "\ufffd" in tokenizer.decode([i])]
         for trial in range(200):
             tokens = draw.choices(broken if trial % 2 else ids, k=draw.randrange(1, 12))
-            text = generate.Text(tokenizer, [])
+            text = sampling.Text(tokenizer, [])
             pieces = [text.add(token) for token in [*tokens, None]]
             assert "".join(pieces) == text.said == tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def test_a_byte_that_begins_no_character_is_printed_at_once(tokenizers_of):
-    text = generate.Text(tokenizers_of[0], [])
+    text = sampling.Text(tokenizers_of[0], [])
     assert text.add(0xFF + 3) == "\ufffd"
     assert text.add("é".encode()[0] + 3) == ""
     assert text.add(None) == "\ufffd"
@@ -490,9 +490,9 @@ def test_a_reader_that_leaves_early_is_no_error(finished, monkeypatch):
 # ---- stop texts ------------------------------------------------------------------------------------------------------
 
 
-def fed(tokenizer, stops: list[str], words: str) -> tuple[list[str], generate.Text]:
+def fed(tokenizer, stops: list[str], words: str) -> tuple[list[str], sampling.Text]:
     """The pieces that come of a text's bytes, one by one and with an end, and the text they make."""
-    text = generate.Text(tokenizer, stops)
+    text = sampling.Text(tokenizer, stops)
     return [text.add(token) for token in [*tokenizer.encode(words).ids, None]], text
 
 
