@@ -232,13 +232,13 @@ STILL: dict[str, Breaches] = {
     "long_files": {
         "compare.py": 299,
         "data.py": 779,
-        "experiments/speed.py": 818,
+        "experiments/speed.py": 817,
         "model.py": 437,
         "positions.py": 271,
         "rope.py": 413,
         "train.py": 676,
     },
-    "long_rooms": {"all": 9100, "lesson": 2576},
+    "long_rooms": {"all": 9062, "lesson": 2576},
     "long_functions": {
         "data.py: load": 56,
         "data.py: read_source": 52,
@@ -259,9 +259,9 @@ STILL: dict[str, Breaches] = {
     "long_messages": {"data.py": 14, "model.py": 8, "positions.py": 2, "rope.py": 22, "train.py": 11},
     "scheme_names": {
         "compare.py": 2,
+        "harness/folder.py": 3,
         "harness/report.py": 4,
         "harness/scalings.py": 2,
-        "harness/folder.py": 3,
         "harness/tuning.py": 8,
         "model.py": 3,
         "train.py": 1,
