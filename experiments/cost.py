@@ -1,51 +1,62 @@
-"""What a transformer costs, by arithmetic alone: parameters, floating-point operations, memory, and what grows how.
+"""How do time and memory grow with length, width, depth and text, and what would larger models need?
 
-Nothing here is measured. `python -m experiments.speed length` puts measurements beside it, and writes both as a page.
+    python -m experiments.cost                      measure (some minutes), and write results/cost.json and COST.md
+    python -m experiments.cost --measure false      only write the page, from what is there
 
-One multiplication and one addition are two operations (FLOPs). A matrix of n numbers costs a token 2 n of them forward,
-and twice that backward, since there its input and its weights get a gradient each: 6 n. A causal layer's scores take
-2 C operations for every query and key it may see, (T + 1) / 2 of them on average, and so does the sum over values:
-
-    forward      2 N + 2 L C (T + 1)     per token: N numbers in matrices, L layers, C wide, T tokens of context
-    training     6 N + 6 L C (T + 1)     three times that (Kaplan et al., 2001.08361)
-
-PaLM (2204.02311) takes twice the second term, as if every token saw all others.
+Each piece of work is measured once, in a process of its own. The second half of the page is arithmetic: parameters,
+operations (harness/workloads.py), memory and time of a model on one H100 and of another on 64.
 """
 
-from dataclasses import dataclass
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from harness import devices
+from harness.files import write_whole
+from harness.messages import first_paragraph, run
+from harness.options import Parser
+from harness.pages import ROOT
+from harness.provenance import commit, versions
+from harness.scoring import target_nats
 from harness.tables import markdown
-from model import ModelConfig
+from harness.timing import run_apart, take_turns
+from harness.workloads import (
+    ENTRIES,
+    forward_flops,
+    learn_tokenizer,
+    matrix_parameters,
+    prepare,
+    training_flops,
+    training_step,
+    write_text,
+)
+from model import ModelConfig, Transformer
 
+CPU, RESULTS = torch.device("cpu"), ROOT / "results"
+SMALL = ModelConfig(vocab_size=ENTRIES)  # whose length, width, depth and text grow
+LENGTHS, MEGABYTES, ROWS = [1024, 2048, 4096, 8192, 16384], [2, 5, 10], 8
 PEAK = 989e12  # FLOP/s of one H100 SXM in dense bf16, as its maker states it
 UTILISATION = 0.4  # assumed: the part of the peak that training reaches; published runs lie between 0.3 and 0.6
-TOKENS_A_PARAMETER = 20  # about what Hoffmann et al. (2203.15556) found best for the operations spent
+TOKENS_PER_PARAMETER = 20  # about what Hoffmann et al. (2203.15556) found best for the operations spent
 GPT2_ENTRIES = 50_304  # GPT-2's vocabulary, rounded up to a multiple of 64
+GPU = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=768, n_layer=12, n_head=12, seq_len=1024)
+CLUSTER = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=1600, n_layer=48, n_head=25, seq_len=2048)
 
 
-def matrix_parameters(config: ModelConfig) -> int:
-    """Numbers in the matrices that every token is multiplied by (N): blocks and head, without norms and look-ups."""
-    C, heads = config.d_model, config.n_head + 2 * config.n_kv_head
-    block = C * heads * config.d_head + C * C + 3 * C * config.d_ff
-    return config.n_layer * block + config.vocab_size * C
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def parameters(config: ModelConfig) -> int:
-    """All trained numbers but a scheme's own: the matrices, two norms a block and a last one, an untied embedding."""
+    """All trained numbers but a scheme's own: the matrices, two norms per block and a last one, an untied embedding."""
     untied = 0 if config.tie_embeddings else config.vocab_size * config.d_model
     return matrix_parameters(config) + untied + (2 * config.n_layer + 1) * config.d_model
-
-
-def forward_flops(config: ModelConfig, length: int) -> float:
-    """Operations of one token's forward pass, the mean over a window of `length` tokens."""
-    return 2 * matrix_parameters(config) + 2 * config.n_layer * config.d_model * (length + 1)
-
-
-def training_flops(config: ModelConfig, length: int) -> float:
-    """Operations of training on one token, the mean over a window of `length` tokens."""
-    return 3 * forward_flops(config, length)
 
 
 def cache_bytes(config: ModelConfig, tokens: int, width: int) -> int:
@@ -90,71 +101,7 @@ def training_seconds(config: ModelConfig, tokens: float, devices: int) -> float:
     return training_flops(config, config.seq_len) * tokens / (devices * PEAK * UTILISATION)
 
 
-def growth(x: list[float], y: list[float]) -> float:
-    """The power p of the line y ~ x^p that lies nearest in logarithms: 1 grows in proportion, 2 as the square."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
-
-GPU = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=768, n_layer=12, n_head=12, seq_len=1024)
-CLUSTER = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=1600, n_layer=48, n_head=25, seq_len=2048)
-
-
-def estimate(title: str, config: ModelConfig, devices: int, rows: int) -> str:
-    """What a model would need on so many H100, as a section with the arithmetic shown."""
-    N, matrices, T = parameters(config), matrix_parameters(config), config.seq_len
-    C, L, F, V = config.d_model, config.n_layer, config.d_ff, config.vocab_size
-    per_token, tokens = training_flops(config, T), TOKENS_A_PARAMETER * N
-    seconds, at_once = training_seconds(config, tokens, devices), rows * T
-    memory, GB = budget(config, devices, at_once), 1e9
-    speed = devices * PEAK * UTILISATION
-    share = f" / {devices}" if devices > 1 else ""
-    lines = [
-        f"### {title}",
-        "",
-        f"{L} layers, {C} wide, {config.n_head} heads, d_ff {F}, {V:,} entries, length {T:,}.",
-        "",
-        "| what | arithmetic | comes to |",
-        "| --- | --- | --- |",
-        f"| numbers in matrices, N | {L} (4 x {C}^2 + 3 x {C} x {F}) + {V:,} x {C} | {matrices / 1e6:,.1f}M |",
-        f"| parameters | N + {2 * L + 1} norms of {C} | {N / 1e6:,.1f}M |",
-        f"| operations a token | 6 N + 6 x {L} x {C} x {T + 1:,} | {per_token / 1e9:,.2f} GFLOP |",
-        f"| tokens | {TOKENS_A_PARAMETER} a parameter | {tokens / 1e9:,.1f}B |",
-        f"| operations | both multiplied | {per_token * tokens:.2e} FLOP |",
-        f"| speed | {devices} x 989 TFLOP/s x {UTILISATION:g} | {speed / 1e12:,.0f} TFLOP/s |",
-        f"| tokens a second | speed / operations a token | {speed / per_token:,.0f} |",
-        f"| time | operations / speed | {seconds / 3600:,.1f} hours |",
-        f"| weights, float32 | 4 bytes x parameters{share} | {memory.weights / GB:,.2f} GB a device |",
-        f"| gradients, float32 | 4 bytes x parameters{share} | {memory.gradients / GB:,.2f} GB |",
-        f"| optimiser, two means in float32 | 8 bytes x parameters{share} | {memory.optimizer / GB:,.2f} GB |",
-        f"| activations, {rows} x {T:,} tokens at once | {L} x 2 bytes x (8 x {C} + 4 x {F}) a token, and logits "
-        f"10 bytes x {V:,} | {memory.activations / GB:,.1f} GB |",
-        f"| together | | {memory.total / GB:,.1f} GB of 80 |",
-        f"| cache, bf16, one text of {T:,} tokens | 2 x {L} x {C} x 2 bytes a token | "
-        f"{cache_bytes(config, T, 2) / 1e6:,.0f} MB |",
-    ]
-    return "\n".join(lines)
-
-
-def estimates() -> str:
-    """The part of the page that is arithmetic: one model on one H100, one on 64."""
-    return "\n\n".join(
-        [
-            "## What larger models would need: an estimate, not a measurement",
-            "Nobody ran these. The arithmetic is that of experiments/cost.py, its assumptions are two: a GPU of 989 "
-            f"TFLOP/s in dense bf16 (H100 SXM, its maker's figure) of which training reaches {UTILISATION:.0%}, and "
-            f"{TOKENS_A_PARAMETER} tokens a parameter. Autocast's bf16 copies of weights, the allocator's waste and "
-            "communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes a "
-            "parameter to gather weights (forward and backward) and 4 to reduce gradients, which has to hide behind "
-            "the computing.",
-            estimate("124M parameters on one H100 (configs/gpu.yaml)", GPU, devices=1, rows=16),
-            estimate("1.5B parameters on 64 H100", CLUSTER, devices=64, rows=4),
-        ]
-    )
-
-
-# ---- what was measured -----------------------------------------------------------------------------------------------
+# ---- measuring -------------------------------------------------------------------------------------------------------
 
 WORK = {"length": "evaluating one window", "width": "a training step", "depth": "a training step", "text": "preparing"}
 UNITS = {"length": "tokens", "width": "features", "depth": "layers", "text": "MB"}
@@ -181,35 +128,167 @@ class Point:
     work: float
 
 
-def page(how: str, points: list[Point]) -> str:
-    """How time and memory grew, with the powers that fit, and what larger models would need.
+def evaluate_once(config: ModelConfig, length: int) -> float:
+    """Seconds of scoring every token of one window."""
+    model = Transformer(config).eval()
+    tokens = torch.randint(config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    _, autocast = devices.pick_precision("fp32", CPU)
+    began = time.perf_counter()
+    target_nats(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
+    return time.perf_counter() - began
 
-    Args:
-        how: where and with what that was measured.
-        points: the series, one after another.
-    """
-    lines = [
-        "# How the cost grows",
-        "",
-        "Made by `python -m experiments.speed length --report results/COST.md`.",
-        "",
-        how,
-    ]
-    lines += [
-        "`power` is p of the line size^p that fits best: 1 grows in proportion, 2 as the square. Memory is what the"
-    ]
-    lines += ["work added to the process at its peak."]
+
+def train_once(config: ModelConfig, rows: int) -> float:
+    """Seconds of the better of two training steps, after one that warms up."""
+    _, autocast = devices.pick_precision("fp32", CPU)
+    step = training_step(Transformer(config), config, rows, rows, autocast)
+    return min(take_turns({"step": step}, 2, 0)["step"])
+
+
+def prepare_once(text: Path, tokenizer: Path, cache: Path) -> float:
+    """Seconds of preparing a text."""
+    return prepare(text, tokenizer, cache)[1]
+
+
+def measure(config: ModelConfig, lengths: list[int], megabytes: list[float]) -> Iterator[Point]:
+    """All four series, smallest sizes first."""
+
+    def point(what: str, size: float, work: float, *call: Any) -> Point:
+        taken = run_apart(*call)
+        return Point(what, size, taken.result, taken.peak - taken.before, taken.peak, work)
+
+    def step(what: str, size: int, grown: ModelConfig) -> Point:
+        flops = ROWS * config.seq_len * training_flops(grown, config.seq_len)
+        return point(what, size, flops, train_once, grown, ROWS)
+
+    for length in lengths:
+        yield point("length", length, length * forward_flops(config, length), evaluate_once, config, length)
+    for n in (1, 2, 3, 4):
+        wide = replace(config, d_model=n * config.d_model, d_ff=n * config.d_ff)
+        yield step("width", wide.d_model, wide)
+    for n in (1, 2, 3):
+        deep = replace(config, n_layer=n * config.n_layer)
+        yield step("depth", deep.n_layer, deep)
+    with tempfile.TemporaryDirectory() as name:
+        texts = {size: Path(name, f"{size:g}.txt") for size in megabytes}
+        for size, text in texts.items():
+            write_text(text, size)
+        tokenizer = learn_tokenizer(texts[min(texts)], Path(name))
+        for size, text in texts.items():
+            yield point("text", size, size, prepare_once, text, tokenizer, Path(name, f"cache-{size:g}"))
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def growth(x: list[float], y: list[float]) -> float:
+    """The power p of the line y ~ x^p that lies nearest in logarithms: 1 grows in proportion, 2 as the square."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def page(content: dict[str, Any]) -> str:
+    """How time and memory grew, with the powers that fit, and what larger models would need."""
+    here, lines = content["versions"], []
     for what in WORK:
-        mine = [point for point in points if point.what == what]
-        sizes, has_flops = [point.size for point in mine], what != "text"
-        rows = [[f"{what}, {UNITS[what]}", "seconds", "memory added, MiB", "peak, MiB"]]
-        rows[0] += ["GFLOP by arithmetic", "GFLOP/s"] if has_flops else ["MB/s"]
-        for point in mine:
+        points, unit = [Point(**point) for point in content["points"] if point["what"] == what], 1e9
+        rows = [[f"{what}, {UNITS[what]}", "seconds", "memory added, MiB", "peak, MiB", "GFLOP, calculated", "GFLOP/s"]]
+        if what == "text":
+            rows, unit = [[*rows[0][:4], "MB/s"]], 1
+        for point in points:
             row = [f"{point.size:,g}", f"{point.seconds:.3g}", f"{point.added:,.0f}", f"{point.peak:,.0f}"]
-            speed = point.work / point.seconds
-            rows.append(row + ([f"{point.work / 1e9:,.1f}", f"{speed / 1e9:,.1f}"] if has_flops else [f"{speed:.2f}"]))
-        seconds, added = [point.seconds for point in mine], [max(0.1, point.added) for point in mine]
-        powers = ["power", f"{growth(sizes, seconds):.2f}", f"{growth(sizes, added):.2f}", ""]
-        rows.append(powers + ([f"{growth(sizes, [p.work for p in mine]):.2f}", ""] if has_flops else [""]))
-        lines += ["", f"## {WORK[what].capitalize()}, by {what}", "", *markdown(rows)]
-    return "\n".join([*lines, "", estimates(), ""])
+            row += [f"{point.work / 1e9:,.1f}"] * (what != "text")
+            rows.append([*row, f"{point.work / point.seconds / unit:,.{1 if unit > 1 else 2}f}"])
+        sizes = [point.size for point in points]
+        kinds = [[getattr(point, name) for point in points] for name in ("seconds", "added", "work")]
+        seconds, added, work = (f"{growth(sizes, [max(0.1, value) for value in kind]):.2f}" for kind in kinds)
+        rows.append(["power", seconds, added, "", *([work] * (what != "text")), ""])
+        lines += [f"## {WORK[what].capitalize()}, by {what}", "", *markdown(rows), ""]
+    return "\n".join(
+        [
+            f"""\
+# How the cost grows
+
+Made by `python -m experiments.cost` from results/cost.json.
+
+Measured once each, in fp32, in a process of its own with one thread: {here["cores"]} cores ({here["cpu"]}), PyTorch
+{here["torch"]}, commit {(content["commit"] or "unknown")[:10]}. Where it does not say otherwise, the model is
+{SMALL.d_model} wide with {SMALL.n_layer} layers and {SMALL.n_head} heads, and a training step is one optimiser step on
+{ROWS} x {SMALL.seq_len} tokens.
+
+`power` is the exponent p of the size^p that fits best: with 1 a cost grows in proportion, with 2 as the square.
+`memory added` is what the work added to the memory of its process, at the peak.
+""",
+            *lines,
+            ESTIMATES,
+            "",
+            estimate("124M parameters on one H100 (configs/gpu.yaml)", GPU, devices=1, rows=16),
+            "",
+            estimate("1.5B parameters on 64 H100", CLUSTER, devices=64, rows=4),
+            "",
+        ]
+    )
+
+
+def estimate(title: str, config: ModelConfig, devices: int, rows: int) -> str:
+    """What a model would need on so many H100, as a section with the arithmetic shown."""
+    N, matrices, T = parameters(config), matrix_parameters(config), config.seq_len
+    C, L, F, V = config.d_model, config.n_layer, config.d_ff, config.vocab_size
+    per_token, tokens = training_flops(config, T), TOKENS_PER_PARAMETER * N
+    seconds, at_once = training_seconds(config, tokens, devices), rows * T
+    memory, GB = budget(config, devices, at_once), 1e9
+    speed = devices * PEAK * UTILISATION
+    share = f" / {devices}" if devices > 1 else ""
+    lines = [
+        f"### {title}",
+        "",
+        f"{L} layers, {C} wide, {config.n_head} heads, d_ff {F}, {V:,} entries, length {T:,}.",
+        "",
+        "| what | arithmetic | comes to |",
+        "| --- | --- | --- |",
+        f"| numbers in matrices, N | {L} (4 x {C}^2 + 3 x {C} x {F}) + {V:,} x {C} | {matrices / 1e6:,.1f}M |",
+        f"| parameters | N + {2 * L + 1} norms of {C} | {N / 1e6:,.1f}M |",
+        f"| operations per token | 6 N + 6 x {L} x {C} x {T + 1:,} | {per_token / 1e9:,.2f} GFLOP |",
+        f"| tokens | {TOKENS_PER_PARAMETER} per parameter | {tokens / 1e9:,.1f}B |",
+        f"| operations | both multiplied | {per_token * tokens:.2e} FLOP |",
+        f"| speed | {devices} x 989 TFLOP/s x {UTILISATION:g} | {speed / 1e12:,.0f} TFLOP/s |",
+        f"| tokens per second | speed / operations per token | {speed / per_token:,.0f} |",
+        f"| time | operations / speed | {seconds / 3600:,.1f} hours |",
+        f"| weights, float32 | 4 bytes x parameters{share} | {memory.weights / GB:,.2f} GB per device |",
+        f"| gradients, float32 | 4 bytes x parameters{share} | {memory.gradients / GB:,.2f} GB |",
+        f"| optimiser, two means in float32 | 8 bytes x parameters{share} | {memory.optimizer / GB:,.2f} GB |",
+        f"| activations, {rows} x {T:,} tokens at once | {L} x 2 bytes x (8 x {C} + 4 x {F}) per token, and logits "
+        f"10 bytes x {V:,} | {memory.activations / GB:,.1f} GB |",
+        f"| together | | {memory.total / GB:,.1f} GB of 80 |",
+        f"| cache, bf16, one text of {T:,} tokens | 2 x {L} x {C} x 2 bytes per token | "
+        f"{cache_bytes(config, T, 2) / 1e6:,.0f} MB |",
+    ]
+    return "\n".join(lines)
+
+
+ESTIMATES = f"""\
+## What larger models would need: an estimate, not a measurement
+
+Nobody ran these. They are calculated as experiments/cost.py and harness/workloads.py say, on two assumptions: a GPU of
+989 TFLOP/s in dense bf16 (H100 SXM, its maker's figure), of which training reaches {UTILISATION:.0%}, and
+{TOKENS_PER_PARAMETER} tokens per parameter. Autocast's bf16 copies of the weights, memory that the allocator wastes,
+and communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes per parameter to
+gather weights (forward and backward) and 4 to reduce gradients, all of which has to overlap with the computation."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure all series, and write the page."""
+    parser = Parser(prog="experiments/cost.py", description=first_paragraph(__doc__))
+    parser.add_argument("--measure", type=bool, default=True, help="false: only write the page, from results/cost.json")
+    if parser.parse_args(argv).measure:
+        torch.set_num_threads(1)
+        content: dict[str, Any] = {"versions": versions(), "commit": commit(), "points": []}
+        for point in measure(SMALL, LENGTHS, MEGABYTES):
+            content["points"].append(asdict(point))
+            what = f"{WORK[point.what]}, {point.what} {point.size:,g} {UNITS[point.what]}"
+            print(f"{what}: {point.seconds:.3g} s, {point.peak:,.0f} MiB", flush=True)
+        write_whole(RESULTS / "cost.json", json.dumps(content, indent=2) + "\n")
+    write_whole(RESULTS / "COST.md", page(json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    run(main)

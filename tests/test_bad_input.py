@@ -434,8 +434,8 @@ rope | --rope.factor 2                       | --rope.factor; leave out 2.0
 rope | --bogus                               | --bogus; --help
 lengths | schemes                             | schemes; --help
 lengths | --measur false                      | --measur; did you mean --measure
-publish |                                    | nothing is not the folder of a comparison; name one
-publish | foreign                            | foreign is not the folder of a comparison; name one
+publish |                                    | nothing is neither the folder of a comparison; name one
+publish | foreign                            | foreign is neither the folder of a comparison; name one
 publish | no_summary                         | no_summary/summary.json is damaged; make it again
 sweeps | --run.steps 0                        | --run.steps 0; at least 1
 sweeps | --bogus                              | --bogus; did you mean

@@ -25,7 +25,7 @@ from harness import devices, messages, sampling
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
 from harness.scalings import overlay, position_at
-from model import Transformer
+from model import ModelConfig, Transformer
 from positions import SCHEMES
 
 ENDLESS = [scheme for scheme in SCHEMES if scheme != "learned"]
@@ -718,3 +718,13 @@ def test_a_run_is_loaded_as_it_was_trained(small, tmp_path):
     assert nats / targets == pytest.approx(outcome["val_loss"], rel=1e-5)
     with pytest.raises(BadInput):
         load_finished_run(tmp_path)
+
+
+def test_compiled_generation_writes_the_same_tokens_with_one_graph_for_the_prompt_and_one_for_all_others():
+    """Were the length of the cache compiled in, every token would be compiled anew. The graphs are run as they are."""
+    graphs = []
+    model = Transformer(ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2)).eval()
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    ours, theirs = ([*sampling.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
+    assert ours == theirs
+    assert len(graphs) == 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.speed import llama
+from harness.peers import llama
 from model import EXPLICIT_UP_TO, ModelConfig, Transformer, explicit_attention, shared_sha256
 from positions import SCHEMES, PastTheEnd
 from rope import RopeConfig, to_half_split
@@ -680,3 +680,37 @@ def test_left_out_sizes_are_filled_in() -> None:
     config = ModelConfig(d_model=128, n_head=8)
     assert (config.d_ff, config.n_kv_head, config.d_head, config.position) == (320, 8, 16, "rope")
     assert ModelConfig(d_model=8, n_head=2).d_ff == 32
+
+
+# ---- fast and plain paths --------------------------------------------------------------------------------------------
+
+
+def losses_of_50_steps(text: str, **how: Any) -> list[float]:
+    """Losses of 50 training steps of a tiny model on the bytes of a text, a batch of 4 x 16 each."""
+    model = Transformer(ModelConfig(vocab_size=256, d_model=32, n_layer=2, n_head=2, seq_len=16, **how))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    blocks = torch.tensor(list(text.encode()[: 50 * 4 * 17])).view(50, 4, 17)
+    losses = []
+    for block in blocks:
+        loss = F.cross_entropy(model(block[:, :-1]).flatten(0, 1), block[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_explicit_and_fused_attention_have_the_same_losses_over_50_steps(text: str) -> None:
+    explicit, fused = (losses_of_50_steps(text, attention=attention) for attention in ("explicit", "fused"))
+    assert fused == pytest.approx(explicit, abs=2e-3)
+    assert explicit[-1] < explicit[0] - 0.5  # it learns
+
+
+def test_complex_and_real_rotation_have_the_same_losses_over_50_steps(text: str, monkeypatch) -> None:
+    made, complex_ = [], torch.complex
+    monkeypatch.setattr(torch, "complex", lambda *parts: made.append(1) or complex_(*parts))
+    fast, calls = losses_of_50_steps(text), len(made)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the compiler's form, in real numbers
+    plain = losses_of_50_steps(text)
+    assert calls == len(made) == 50 * 2 * 2  # two ways indeed: a step turns q and k in both layers
+    assert fast == pytest.approx(plain, abs=2e-3)

@@ -1,0 +1,203 @@
+"""What work costs: time beside that of others, taken in turns; and memory, of work in a process of its own."""
+
+import multiprocessing
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from harness.messages import RunFailed
+from harness.tables import markdown
+
+HIGHER_IS_BETTER = {"tokens/s"}  # units; of all others less is better
+
+Rounds = dict[str, list[float]]
+"""What every contender of a case measured, round by round: the i-th numbers were taken one after another."""
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of a benchmark, as it goes into the file.
+
+    Args:
+        bench: the benchmark's name.
+        case: what was measured.
+        unit: of `ours`, `peers` and `limit`.
+        ours: median over the rounds.
+        peers: the same of every other library.
+        limit: what the machine can do at best, if that was measured.
+        ratio: how many times better ours is than the best peer's, the median over the rounds; None without a peer.
+        ratio_low: its 10th percentile.
+        ratio_high: its 90th percentile.
+    """
+
+    bench: str
+    case: str
+    unit: str
+    ours: float
+    peers: dict[str, float] = field(default_factory=dict)
+    limit: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+def take_turns(contenders: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> Rounds:
+    """Seconds that a call of every contender takes: `repeats` rounds, in which each has a turn of about `seconds`.
+
+    The first two calls of each, which may compile, are not counted.
+    """
+    calls = {}
+    for name, work in contenders.items():
+        work()
+        began = time.perf_counter()
+        work()
+        calls[name] = max(1, round(seconds / max(time.perf_counter() - began, 1e-9)))
+    taken: Rounds = {name: [] for name in contenders}
+    for _ in tqdm(range(repeats), unit="round", leave=False, disable=not sys.stderr.isatty()):
+        for name, work in contenders.items():
+            began = time.perf_counter()
+            for _ in range(calls[name]):
+                work()
+            taken[name].append((time.perf_counter() - began) / calls[name])
+    return taken
+
+
+def rates(rounds: Rounds, amount: float) -> Rounds:
+    """Amounts per second, for rounds in seconds."""
+    return {name: [amount / seconds for seconds in values] for name, values in rounds.items()}
+
+
+def compare_rounds(
+    bench: str, case: str, unit: str, rounds: Rounds, ours: str, peers: list[str], limit: str = ""
+) -> Row:
+    """The row of a case, from what its contenders measured in `unit`; peers that took no part are left out."""
+    medians = {name: statistics.median(values) for name, values in rounds.items()}
+    there = {name: medians[name] for name in peers if name in medians}
+    row = Row(bench, case, unit, medians[ours], there, medians.get(limit))
+    return replace(row, **times_better(rounds[ours], rounds[best_peer(row)], unit)) if there else row
+
+
+def best_peer(row: Row) -> str:
+    """The peer with the best median, or nothing where there is none."""
+    return (max if row.unit in HIGHER_IS_BETTER else min)(row.peers, key=row.peers.get, default="")
+
+
+def times_better(ours: list[float], theirs: list[float], unit: str) -> dict[str, float]:
+    """How many times better ours are, round by round: median, 10th and 90th percentile."""
+    pairs = zip(ours, theirs, strict=True)
+    ratios = [mine / other if unit in HIGHER_IS_BETTER else other / mine for mine, other in pairs]
+    low, middle, high = np.percentile(ratios, [10, 50, 90]).tolist()
+    return {"ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+def describe_ratio(row: Row) -> str:
+    """What a row's ratio shows, in words; a difference only where the whole range lies on one side of 1."""
+    if row.ratio is None:
+        return ""
+    if row.ratio_low == row.ratio_high:  # of one round, whose spread nobody knows
+        return f"{row.ratio:.2f}x, once: no difference shown"
+    span = f"{row.ratio:.2f}x ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+    return f"{span}, no difference shown" if row.ratio_low <= 1 <= row.ratio_high else span
+
+
+def format_figure(value: float, unit: str) -> str:
+    """A figure with its unit, to three digits or whole."""
+    return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The rows as a Markdown table."""
+    lines = [["what", "case", "ours", "best peer", "times better", "limit"]]
+    for row in rows:
+        best, limit = best_peer(row), ""
+        peer = f"{format_figure(row.peers[best], row.unit)}, {best}" if best else ""
+        if row.limit:
+            share = row.ours / row.limit
+            limit = f"{share:.0%} of it" if row.unit in HIGHER_IS_BETTER else f"{share:.1f} times it"
+        lines.append([row.bench, row.case, format_figure(row.ours, row.unit), peer, describe_ratio(row), limit])
+    return markdown(lines)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a piece of work took in a process of its own.
+
+    Args:
+        result: what it returned.
+        before: memory in use when it began, the libraries above all, MiB.
+        peak: most memory in use while it worked, pages of mapped files included, MiB.
+        anonymous: most memory that no file stands behind, MiB; None where there is no /proc.
+    """
+
+    result: Any
+    before: float
+    peak: float
+    anonymous: float | None
+
+
+def run_apart(work: Callable, *arguments: Any) -> Taken:
+    """Call work(*arguments) in a fresh process, and watch its memory.
+
+    Raises:
+        RunFailed: if the process ended before the work did.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=work_in_child, args=(sender, torch.get_num_threads(), work, arguments))
+    process.start()
+    sender.close()
+    anonymous, rollup = None, Path(f"/proc/{process.pid}/smaps_rollup")
+    while not receiver.poll(0.02):
+        with suppress(OSError):
+            anonymous = max(anonymous or 0, read_mebibytes(rollup, "Anonymous"))
+    try:
+        result, before, peak = receiver.recv()
+    except EOFError as error:
+        raise RunFailed(f"{work.__name__}{arguments} ended early: out of memory?") from error
+    finally:
+        process.join()
+    return Taken(result, before, peak, anonymous)
+
+
+def work_in_child(sender: Any, threads: int, work: Callable, arguments: tuple) -> None:
+    """The other end of `run_apart`."""
+    torch.set_num_threads(threads)
+    before = peak_memory()
+    with suppress(OSError):  # the peak from here on; Linux alone can forget the one before
+        Path("/proc/self/clear_refs").write_text("5")
+        before = read_mebibytes(Path("/proc/self/status"), "VmRSS")
+    result = work(*arguments)
+    sender.send((result, before, peak_memory()))
+
+
+def peak_memory() -> float:
+    """The most memory this process had in use, MiB.
+
+    ru_maxrss, where there is nothing better: on Linux it begins with the peak of the process that started this one.
+    """
+    with suppress(OSError):
+        return read_mebibytes(Path("/proc/self/status"), "VmHWM")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def read_mebibytes(path: Path, name: str) -> float:
+    """A line of a file below /proc, MiB."""
+    return int(re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)[1]) / 2**10

@@ -1,0 +1,93 @@
+"""Pieces of work whose cost experiments measure: a training step, preparing a text; and the operations a step takes.
+
+One multiplication and one addition are two operations (FLOPs). A matrix of n numbers costs a token 2 n of them forward,
+and twice that backward, since there its input and its weights get a gradient each: 6 n. A causal layer's scores take
+2 C operations for every query and key it may see, (T + 1) / 2 of them on average, and so does the sum over values:
+
+    forward      2 N + 2 L C (T + 1)     per token: N numbers in matrices, L layers, C wide, T tokens of context
+    training     6 N + 6 L C (T + 1)     three times that (Kaplan et al., 2001.08361)
+
+PaLM (2204.02311) takes twice the second term, as if every token saw all others.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import data
+from harness.devices import Autocast
+from model import ModelConfig
+
+ENTRIES = 1024  # of the vocabulary, as the default corpus has
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Numbers in the matrices that every token is multiplied by (N): blocks and head, without norms and look-ups."""
+    C, heads = config.d_model, config.n_head + 2 * config.n_kv_head
+    block = C * heads * config.d_head + C * C + 3 * C * config.d_ff
+    return config.n_layer * block + config.vocab_size * C
+
+
+def forward_flops(config: ModelConfig, length: int) -> float:
+    """Operations of one token's forward pass, the mean over a window of `length` tokens."""
+    return 2 * matrix_parameters(config) + 2 * config.n_layer * config.d_model * (length + 1)
+
+
+def training_flops(config: ModelConfig, length: int) -> float:
+    """Operations of training on one token, the mean over a window of `length` tokens."""
+    return 3 * forward_flops(config, length)
+
+
+def training_step(
+    model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: Autocast
+) -> Callable[[], None]:
+    """One optimiser step on random tokens, as train.py makes it, whatever the model: `rows` rows at a time."""
+    draw = torch.Generator().manual_seed(0)
+    block = torch.randint(config.vocab_size, (batch_size, config.seq_len + 1), generator=draw)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.98), fused=True)
+
+    def step() -> None:
+        for part in block.split(rows):  # (rows, T + 1) each
+            with autocast():
+                logits = model(part[:, :-1].contiguous())  # (rows, T, V)
+                nats = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+            (nats / block[:, 1:].numel()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
+    """So many megabytes of text: the King James verses again and again, each time in another order."""
+    verses = next(data.read_kjv())["text"].splitlines(keepends=True)
+    draw, left = random.Random(seed), int(megabytes * 1e6)
+    with open(path, "wb") as file:
+        while left > 0:
+            draw.shuffle(verses)
+            for verse in verses:
+                left -= file.write(verse)
+                if left <= 0:
+                    break
+
+
+def learn_tokenizer(text: Path, folder: Path) -> Path:
+    """A BPE learned from a text, in a file of the folder."""
+    config = data.DataConfig(str(text), vocab_size=ENTRIES, cache=str(folder / "learned"))
+    data.load(config, 0, 1, 1).tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def prepare(text: Path, tokenizer: Path, cache: Path) -> tuple[int, float]:
+    """Prepare a corpus with a tokenizer that is there already: tokens written, and seconds."""
+    began = time.perf_counter()
+    corpus = data.load(data.DataConfig(str(text), tokenizer=str(tokenizer), cache=str(cache)), 0, 1, 1)
+    seconds = time.perf_counter() - began
+    return sum(len(corpus.tokens(split)) for split in data.SPLITS), seconds
