@@ -33,9 +33,10 @@ from harness.jobs import Beside, Job, read_lengths, side_by_side
 from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.provenance import commit, versions
 from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
+from harness.retrieval import measure, missing
 from harness.runs import load_finished_run, read_result
 from harness.scoring import loss_by_length, target_figures
-from harness.tasks import TaskCorpus, measure, missing
+from harness.tasks import TaskCorpus
 from positions import SCHEMES
 
 # A run in the folder, finished or not, stands for the one that is asked for if no more differs than a resumed run may

@@ -41,10 +41,11 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run
 from harness.options import Parser
 from harness.provenance import versions
+from harness.retrieval import measure, missing
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, position_at, variants
 from harness.scoring import PROTOCOLS, RETRIEVAL, Ruler, target_figures, target_nats
-from harness.tasks import TaskCorpus, measure, missing
+from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import Position
 from rope import yarn_warning

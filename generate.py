@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 import data
-from data import END_OF_TEXT, special_id
+from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, first_paragraph, run
 from harness.options import Parser

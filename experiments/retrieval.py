@@ -17,8 +17,8 @@ from harness import measurements, pages
 from harness.measurements import TASKS, TASKS_TRAINED, Measurement
 from harness.messages import run
 from harness.pages import Rows, accuracy_at, format_share, select
+from harness.retrieval import heat_map
 from harness.tables import markdown
-from harness.tasks import heat_map
 from positions import SCHEMES
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.pictures import plotting
+from harness.retrieval import heat_map, shown_depth
 from harness.tables import markdown
-from harness.tasks import heat_map, shown_depth
 
 STYLE = {  # one look per scaling, told apart without colour by dash and marker; None: a scheme that does not rotate
     None: ("#56B4E9", "-", "o"),

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data import DataConfig
 from harness.cluster import Submitted
+from harness.corpora import DataConfig
 from harness.messages import RunFailed, run
 from harness.runs import read_metrics
 from model import ModelConfig

@@ -8,9 +8,9 @@ from typing import Any
 
 from harness.folder import MAY_DIFFER
 from harness.pictures import frame_lines, plotting
+from harness.retrieval import heat_map
 from harness.runs import read_metrics
 from harness.tables import format_mean, interval, markdown
-from harness.tasks import heat_map
 from rope import RopeConfig
 
 STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker

@@ -13,7 +13,8 @@ import yaml
 from safetensors.torch import load
 from tokenizers import Tokenizer
 
-from data import DataConfig, read_tokenizer
+from harness.byte_level import read_tokenizer
+from harness.corpora import DataConfig
 from harness.messages import BadInput
 from model import ModelConfig, Transformer
 from rope import RopeConfig

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from data import END_OF_TEXT, byte_characters, special_id
+from harness.byte_level import END_OF_TEXT, byte_characters, special_id
 from harness.tasks import TaskCorpus
 from model import Transformer
 

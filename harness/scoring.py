@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from data import Corpus
 from harness.devices import Autocast
-from harness.tasks import TOKENS_AT_ONCE, TaskCorpus
+from harness.retrieval import TOKENS_AT_ONCE
+from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
 

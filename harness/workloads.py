@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import data
+from harness import corpora, preparing
 from harness.devices import Autocast
 from model import ModelConfig
 
@@ -67,7 +68,7 @@ def training_step(
 
 def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
     """So many megabytes of text: the King James verses again and again, each time in another order."""
-    verses = next(data.read_kjv())["text"].splitlines(keepends=True)
+    verses = next(corpora.read_kjv())["text"].splitlines(keepends=True)
     draw, left = random.Random(seed), int(megabytes * 1e6)
     with open(path, "wb") as file:
         while left > 0:
@@ -90,4 +91,4 @@ def prepare(text: Path, tokenizer: Path, cache: Path) -> tuple[int, float]:
     began = time.perf_counter()
     corpus = data.load(data.DataConfig(str(text), tokenizer=str(tokenizer), cache=str(cache)), 0, 1, 1)
     seconds = time.perf_counter() - began
-    return sum(len(corpus.tokens(split)) for split in data.SPLITS), seconds
+    return sum(len(corpus.tokens(split)) for split in preparing.SPLITS), seconds

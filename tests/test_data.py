@@ -1,6 +1,7 @@
 """python -m pytest tests/test_data.py"""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import data
-from data import SPECIAL_TOKENS, DataConfig
+from data import DataConfig
+from harness import byte_level, corpora, preparing
+from harness.byte_level import SPECIAL_TOKENS
 from harness.messages import BadInput
 
 REPOSITORY = Path(data.__file__).parent
@@ -232,19 +235,19 @@ def test_any_text_comes_back_exactly_and_is_counted_in_its_utf8_bytes(corpus, pl
 @settings(max_examples=200, deadline=None)
 @given(text=st.text())
 def test_the_bytes_tokenizer_encodes_by_arithmetic_as_the_tokenizers_library_does(plain_bytes, text):
-    (ours,) = data.encode_group(plain_bytes.tokenizer, [(text.encode(), True)], plain_bytes=True)
+    (ours,) = byte_level.encode_group(plain_bytes.tokenizer, [(text.encode(), True)], plain_bytes=True)
     assert ours.tolist() == plain_bytes.encode(text)
 
 
 def test_the_bytes_tokenizer_takes_any_bytes(tmp_path):
     raw = np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8).tobytes()
     corpus = load(tmp_path, write(tmp_path / "raw.txt", raw), tokenizer="bytes")
-    tokens = np.concatenate([corpus.tokens(split) for split in data.SPLITS])
+    tokens = np.concatenate([corpus.tokens(split) for split in preparing.SPLITS])
     assert corpus.vocab_size == 259
     assert tokens[-1] == corpus.end_of_text
     assert (tokens[:-1] - 3).astype(np.uint8).tobytes() == raw
     no_characters = load(tmp_path, write(tmp_path / "none.txt", b"\x80" * 1000), tokenizer="bytes")
-    assert [len(no_characters.tokens(split)) for split in data.SPLITS] == [900, 50, 51]
+    assert [len(no_characters.tokens(split)) for split in preparing.SPLITS] == [900, 50, 51]
 
 
 def test_special_tokens_come_first_and_stand_for_no_bytes(corpus, plain_bytes):
@@ -258,7 +261,7 @@ def test_special_tokens_come_first_and_stand_for_no_bytes(corpus, plain_bytes):
 
 def test_the_tokens_of_a_split_stand_for_exactly_its_bytes(corpus, plain_bytes):
     for tokenizing in (corpus, plain_bytes):
-        for split in data.SPLITS:
+        for split in preparing.SPLITS:
             counted = tokenizing.token_bytes[tokenizing.tokens(split).astype(np.int64)].sum()
             assert counted == tokenizing.manifest["splits"][split]["bytes"]
 
@@ -267,7 +270,7 @@ def test_splits_have_the_same_text_under_every_tokenizer(tmp_path):
     source = write(tmp_path / "a.txt", prose(800))
     bpe, plain = load(tmp_path, source), load(tmp_path, source, tokenizer="bytes")
     assert bpe.sha256 != plain.sha256
-    for split in data.SPLITS:
+    for split in preparing.SPLITS:
         assert text_of(bpe, split) == text_of(plain, split)
 
 
@@ -289,20 +292,22 @@ def test_pieces_encode_as_the_whole_text_does(tmp_path, corpus, monkeypatch):
     whole = corpus.encode(text)
     path = tmp_path / "text"
     write(path, text)
-    spool = data.Spool(path, len(text.encode()), len(text), 0, np.array([len(text.encode())]))
+    spool = preparing.Spool(path, len(text.encode()), len(text), 0, np.array([len(text.encode())]))
     for size in (64, 97, 1000):
-        monkeypatch.setattr(data, "PIECE_BYTES", size)
-        pieces = list(data.read_pieces(spool, 0, spool.n_bytes))
+        monkeypatch.setattr(preparing, "PIECE_BYTES", size)
+        pieces = list(preparing.read_pieces(spool, 0, spool.n_bytes))
         assert len(pieces) > spool.n_bytes / size
         assert b"".join(piece for piece, _ in pieces).decode() == text
         assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
-        assert [id for ids in data.encode_group(corpus.tokenizer, pieces, plain_bytes=False) for id in ids] == whole
+        assert [
+            id for ids in byte_level.encode_group(corpus.tokenizer, pieces, plain_bytes=False) for id in ids
+        ] == whole
 
 
 @given(text=st.text(alphabet=st.sampled_from("ab 文\n\r\u2003\u00a0'1."), min_size=1))
 def test_a_safe_cut_makes_progress_and_keeps_characters_whole(corpus, text):
     raw = text.encode()
-    cut = data.safe_cut(raw)
+    cut = preparing.safe_cut(raw)
     assert 0 < cut <= len(raw)
     left, right = raw[:cut].decode(), raw[cut:].decode()
     assert corpus.encode(left) + corpus.encode(right) == corpus.encode(text)
@@ -321,11 +326,11 @@ def test_a_tokenizer_json_on_disk_is_used_as_it_is(tmp_path, corpus):
 
 
 def test_a_foreign_byte_level_tokenizer_names_its_own_end_of_text(tmp_path):
-    tokenizer = Tokenizer(models.BPE({char: id for id, char in enumerate(data.byte_characters())}, merges=[]))
+    tokenizer = Tokenizer(models.BPE({char: id for id, char in enumerate(byte_level.byte_characters())}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.save(str(tmp_path / "t.json"))
     with pytest.raises(BadInput, match=r"t\.json' has no end-of-text token: it needs one of <\|endoftext\|>"):
-        data.load_tokenizer(tmp_path / "t.json")
+        byte_level.load_tokenizer(tmp_path / "t.json")
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.enable_truncation(4)
     tokenizer.save(str(tmp_path / "t.json"))
@@ -348,10 +353,11 @@ def test_splits_are_90_5_5_percent_of_the_characters_in_order(tmp_path):
 
 def test_a_corpus_larger_than_what_is_read_at_a_time_is_cut_at_the_same_characters(tmp_path, monkeypatch):
     text = prose(1500)
-    monkeypatch.setattr(data, "READ_BYTES", 100)
+    for module in (corpora, preparing):
+        monkeypatch.setattr(module, "READ_BYTES", 100)
     corpus = load(tmp_path, write(tmp_path / "a.txt", text))
     cuts = [0, len(text) * 90 // 100, len(text) * 95 // 100, len(text)]
-    for split, start, stop in zip(data.SPLITS, cuts, cuts[1:], strict=False):
+    for split, start, stop in zip(preparing.SPLITS, cuts, cuts[1:], strict=False):
         assert text_of(corpus, split).removesuffix("<|endoftext|>") == text[start:stop]
 
 
@@ -359,7 +365,7 @@ def test_many_documents_are_never_cut(tmp_path):
     documents = [f"{i} " + "word " * (i % 9) for i in range(1000)]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     corpus = load(tmp_path, write(tmp_path / "a.jsonl", rows))
-    parts = [text_of(corpus, split) for split in data.SPLITS]
+    parts = [text_of(corpus, split) for split in preparing.SPLITS]
     assert all(part.endswith("<|endoftext|>") for part in parts)
     assert "".join(parts) == "".join(text + "<|endoftext|>" for text in documents)
     bytes_of = corpus.manifest["splits"]
@@ -372,22 +378,22 @@ def test_end_of_text_follows_every_document_but_not_a_cut_one(tmp_path):
     for name, text in (("b", "bee " * 200), ("a", "ant " * 200), ("c", "cat " * 200)):
         write(tmp_path / f"{name}.txt", text)
     corpus = load(tmp_path, str(tmp_path / "*.txt"))
-    whole = "".join(text_of(corpus, split) for split in data.SPLITS)
+    whole = "".join(text_of(corpus, split) for split in preparing.SPLITS)
     assert whole == f"{'ant ' * 200}<|endoftext|>{'bee ' * 200}<|endoftext|>{'cat ' * 200}<|endoftext|>"
-    assert sum((corpus.tokens(split) == corpus.end_of_text).sum() for split in data.SPLITS) == 3
+    assert sum((corpus.tokens(split) == corpus.end_of_text).sum() for split in preparing.SPLITS) == 3
 
 
 def test_text_files_are_read_exactly(tmp_path):
     text = "\ufeffone\r\ntwo\rthree\n\n\u2028\x85\x00 " * 100
     corpus = load(tmp_path, write(tmp_path / "a.log", text))
-    assert "".join(text_of(corpus, split) for split in data.SPLITS) == text + "<|endoftext|>"
+    assert "".join(text_of(corpus, split) for split in preparing.SPLITS) == text + "<|endoftext|>"
 
 
 @pytest.mark.parametrize("max_bytes", [999, 1000, 1001])
 def test_max_bytes_stops_at_the_last_whole_character_and_ends_no_document(tmp_path, max_bytes):
     many = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # 3 bytes each
     corpus = load(tmp_path, write(tmp_path / "a.txt", many), max_bytes=max_bytes, seq_len=4)
-    assert "".join(text_of(corpus, split) for split in data.SPLITS) == many[: max_bytes // 3]
+    assert "".join(text_of(corpus, split) for split in preparing.SPLITS) == many[: max_bytes // 3]
 
 
 def test_jsonl_and_parquet_give_the_same_tokens_and_skip_null_texts(tmp_path):
@@ -428,7 +434,7 @@ def stand_in_for_the_hub(tmp_path: Path, monkeypatch) -> None:
         return real(str(repository), subset, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(data, "check_hub", lambda name: None)
+    monkeypatch.setattr(corpora, "check_hub", lambda name: None)
 
 
 def test_kjv_needs_no_network_and_is_described_in_one_line(tmp_path):
@@ -447,9 +453,10 @@ def test_memory_stays_flat_however_large_the_corpus_is(tmp_path):
     write(tmp_path / "huge.txt", text * 90)
     script = f"""
 import data, pathlib, re
+from harness import preparing
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
-data.GROUP = 8
+preparing.GROUP = 8
 for name, tokenizer in (("small", "bpe"), ("large", "bpe"), ("small", "bytes"), ("huge", "bytes")):
     config = data.DataConfig(f"{tmp_path}/{{name}}.txt", tokenizer=tokenizer, vocab_size=300, cache={cache!r})
     data.load(config, 0, 4, 16)
@@ -479,8 +486,8 @@ def start_python(script: str, **environment: str) -> subprocess.Popen:
 @pytest.fixture
 def builds(monkeypatch) -> list:
     """Grows by one each time a corpus is prepared."""
-    calls, prepare = [], data.prepare
-    monkeypatch.setattr(data, "prepare", lambda *arguments: (calls.append(arguments), prepare(*arguments)))
+    calls, prepare = [], preparing.prepare
+    monkeypatch.setattr(preparing, "prepare", lambda *arguments: (calls.append(arguments), prepare(*arguments)))
     return calls
 
 
@@ -488,8 +495,9 @@ def test_two_processes_that_start_at_once_prepare_a_corpus_once_and_draw_the_sam
     source, cache = write(tmp_path / "a.txt", prose(20_000)), str(tmp_path / "cache")
     script = f"""
 import data, hashlib
-prepare = data.prepare
-data.prepare = lambda *arguments: (print("prepared"), prepare(*arguments))
+from harness import preparing
+prepare = preparing.prepare
+preparing.prepare = lambda *arguments: (print("prepared"), prepare(*arguments))
 corpus = data.load(data.DataConfig({source!r}, vocab_size=300, cache={cache!r}), 3, 4, 16)
 print(corpus.sha256, hashlib.sha256(corpus.batch(11)[0].numpy().tobytes()).hexdigest())
 """
@@ -499,7 +507,7 @@ print(corpus.sha256, hashlib.sha256(corpus.batch(11)[0].numpy().tobytes()).hexdi
     assert outputs[0][-2:] == outputs[1][-2:]
     here = load(tmp_path, source, seed=3)
     assert here.sha256 == outputs[0][-2]
-    assert data.hashlib.sha256(here.batch(11)[0].numpy().tobytes()).hexdigest() == outputs[0][-1]
+    assert hashlib.sha256(here.batch(11)[0].numpy().tobytes()).hexdigest() == outputs[0][-1]
 
 
 def test_a_prepared_corpus_is_used_again_whatever_the_seed_and_shape(tmp_path, builds):
@@ -552,7 +560,7 @@ def test_no_space_left_is_told_as_it_is_and_leaves_nothing_half_made(tmp_path, m
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "encode_group", full)
+    monkeypatch.setattr(preparing, "encode_group", full)
     with pytest.raises(OSError, match="No space left"):
         load(tmp_path, write(tmp_path / "a.txt", prose(300)))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -619,7 +627,7 @@ def test_a_corpus_that_cannot_be_used_is_refused_in_one_line(tmp_path, capfd, na
 
 
 def test_the_file_of_a_glob_that_is_not_utf8_is_named_with_its_own_offset(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "READ_BYTES", 7)  # the bad byte lies in a later piece, after a character shared by two
+    monkeypatch.setattr(corpora, "READ_BYTES", 7)  # the bad byte lies in a later piece, after a character shared by two
     write(tmp_path / "a.txt", "é" * 50)
     write(tmp_path / "b.txt", "文".encode() * 11 + b"\xff" + b"x" * 50)
     with pytest.raises(BadInput, match=r"b\.txt' is not UTF-8 at byte 33"):
@@ -627,7 +635,7 @@ def test_the_file_of_a_glob_that_is_not_utf8_is_named_with_its_own_offset(tmp_pa
 
 
 def test_a_misspelt_kjv_is_set_right_without_asking_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "check_hub", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(corpora, "check_hub", lambda name: pytest.fail("asked the hub"))
     with pytest.raises(BadInput, match=r"data\.corpus 'kvj' is no file and no dataset; did you mean kjv\?"):
         load(tmp_path, "kvj")
 
@@ -660,7 +668,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path):
         BadInput, match=r"pieces\.json' is not byte-level \(token '▁heaven'\), so bits per byte would be"
     ):
         load(tmp_path, source, tokenizer=str(tmp_path / "pieces.json"))
-    spaced = Tokenizer(models.BPE({char: id for id, char in enumerate(data.byte_characters())}, merges=[]))
+    spaced = Tokenizer(models.BPE({char: id for id, char in enumerate(byte_level.byte_characters())}, merges=[]))
     spaced.pre_tokenizer, spaced.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
     spaced.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaced.pre_tokenizer])
     spaced.add_special_tokens(["</s>"])

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import data
 import generate
 import train
-from harness import devices, messages, sampling
+from harness import byte_level, devices, messages, sampling
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
 from harness.scalings import overlay, position_at
@@ -157,7 +157,7 @@ def test_the_number_of_tokens_is_what_was_asked(finished, text_of):
 
 def test_an_empty_prompt_starts_a_text(finished, text_of):
     loaded = load_finished_run(finished("rope"))
-    end = loaded.tokenizer.token_to_id(data.SPECIAL_TOKENS[0])
+    end = loaded.tokenizer.token_to_id(byte_level.SPECIAL_TOKENS[0])
     expected = loaded.tokenizer.decode(greedy(loaded.model, [end], 6))
     assert text_of(finished("rope"), "--tokens", "6", "--temperature", "0") == f"{expected}\n"
     assert text_of(finished("rope"), "--prompt", "", "--tokens", "6", "--temperature", "0") == f"{expected}\n"
@@ -436,7 +436,7 @@ def tokenizers_of(finished, text):
     pairs = Tokenizer(models.BPE())
     pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = list(data.SPECIAL_TOKENS[:1])
+    special = list(byte_level.SPECIAL_TOKENS[:1])
     pairs.train_from_iterator(
         [text], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
     )
@@ -457,7 +457,7 @@ def test_pieces_are_whole_characters_and_nothing_is_lost(tokenizers_of):
 def test_pieces_of_any_tokens_are_together_what_the_tokenizer_decodes(tokenizers_of):
     draw = random.Random(0)
     for tokenizer in tokenizers_of:
-        end = tokenizer.token_to_id(data.SPECIAL_TOKENS[0])
+        end = tokenizer.token_to_id(byte_level.SPECIAL_TOKENS[0])
         ids = [i for i in range(tokenizer.get_vocab_size()) if i != end]
         broken = [i for i in ids if "\ufffd" in tokenizer.decode([i])]
         for trial in range(200):
@@ -577,7 +577,7 @@ def test_every_scaling_draws_what_full_passes_draw_across_the_trained_length(dec
     fields = overlay(loaded.model_config.rope, given, given["scaling"], 16)
     loaded.model.position = position_at(loaded, fields, len(ids) + tokens - 1)
     drawn = greedy(loaded.model, ids, tokens)
-    shown = list(itertools.takewhile(loaded.tokenizer.token_to_id(data.SPECIAL_TOKENS[0]).__ne__, drawn))
+    shown = list(itertools.takewhile(loaded.tokenizer.token_to_id(byte_level.SPECIAL_TOKENS[0]).__ne__, drawn))
     note = "[the model ended its text]\n" if len(shown) < tokens else ""
     said = text_of(folder, "--prompt", prompt, "--tokens", str(tokens), "--temperature", "0", *flags)
     assert said == prompt + loaded.tokenizer.decode(shown, skip_special_tokens=False) + "\n" + note

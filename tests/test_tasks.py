@@ -17,7 +17,7 @@ import data
 import evaluate
 import generate
 import train
-from harness import scoring, tasks
+from harness import preparing, retrieval, scoring, tasks
 from harness.runs import load_finished_run, read_result
 from harness.tasks import CELLS, TASKS, TaskCorpus
 
@@ -188,20 +188,20 @@ def test_a_letter_of_induction_that_is_asked_for_stood_once_before(corpus_of):
         assert said[: t - 1].count(said[t - 1]) == 1
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", preparing.SPLITS)
 def test_passkeys_lie_in_text_of_their_own_split(corpus_of, split):
     corpus = corpus_of("passkey")
     episodes = corpus.episodes("passkey", split, 300, range(3))
     if split == "train":
         episodes += training_episodes(corpus, "passkey", 300)
-    texts = {name: corpus.tokens(name).astype(np.uint16).tobytes() for name in data.SPLITS}
+    texts = {name: corpus.tokens(name).astype(np.uint16).tobytes() for name in preparing.SPLITS}
     for episode in episodes:
         said = symbols(corpus, episode.tokens)
         body = episode.tokens[1 : said.index("@")].astype(np.uint16)
         stated = np.flatnonzero(body == corpus.encode("#")[0])
         passage = np.delete(body, (stated[:, None] + np.arange(7)).ravel())  # sign, name and five digits
         assert len(passage) > 100
-        assert [name for name in data.SPLITS if passage.tobytes() in texts[name]] == [split]
+        assert [name for name in preparing.SPLITS if passage.tobytes() in texts[name]] == [split]
 
 
 def test_the_same_tokens_serve_every_tokenizer_and_decode_to_what_was_meant(tiny):
@@ -259,7 +259,7 @@ def test_episodes_of_evaluation_depend_on_task_split_and_length_and_on_no_seed(c
 
     same = drawn("all", 0, "recall", "validation", 64)
     assert drawn("recall", 9, "recall", "validation", 64) == same
-    others = {drawn("all", 0, task, split, n) for task in ONE for split in data.SPLITS for n in (64, 65)}
+    others = {drawn("all", 0, task, split, n) for task in ONE for split in preparing.SPLITS for n in (64, 65)}
     assert len(others) == 30
     whole = corpus_of("all").episodes("copy", "validation", 64, range(6))
     parts = [e for i in range(6) for e in corpus_of("all").episodes("copy", "validation", 64, range(i, i + 1))]
@@ -303,7 +303,7 @@ def measured(corpus: TaskCorpus, task: str, model, length: int = 64, trials: int
     def figures(inputs, targets):
         return scoring.target_figures(model, inputs, targets, CPU, torch.no_grad)
 
-    return tasks.measure(corpus, task, "validation", length, trials, figures)
+    return retrieval.measure(corpus, task, "validation", length, trials, figures)
 
 
 @pytest.mark.parametrize("task", ONE)
@@ -347,7 +347,7 @@ def test_every_cell_has_the_trials_asked_for_and_says_its_depth_and_distance(cor
         return torch.zeros(*inputs.shape, 2, dtype=torch.float64)
 
     for task in [task for task in ONE if length >= TASKS[task][2]]:
-        whole, *quarters = tasks.measure(corpus, task, "validation", length, 200, figures)
+        whole, *quarters = retrieval.measure(corpus, task, "validation", length, 200, figures)
         assert [q["depth"] for q in quarters] == [0.125, 0.375, 0.625, 0.875]
         assert (whole["depth"], whole["distance"]) == (None, None)
         assert all(row["trials"] >= 200 for row in (whole, *quarters))
@@ -447,7 +447,7 @@ def test_scalings_change_losses_past_the_trained_length_and_the_crop_stays(evalu
 def test_figures_are_those_of_the_model_itself(evaluated, trained, corpus_of):
     model = load_finished_run(trained("rope")).model
     for task in ("recall", "passkey"):
-        count = tasks.count_of_episodes(task, 100, 8)
+        count = retrieval.count_of_episodes(task, 100, 8)
         inputs, targets = tasks.scored(corpus_of("all").episodes(task, "validation", 100, range(count)))
         with torch.no_grad():
             logits, cropped = model(inputs), model(inputs[:, -TRAINED:])

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 import data
 import train
 from harness import devices, files, messages
+from harness.byte_level import SPECIAL_TOKENS
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
 from model import ModelConfig, Transformer
@@ -133,7 +134,7 @@ def test_weights_are_safetensors_without_metadata_under_the_bare_models_names(fi
 def test_tokenizer_json_is_read_by_the_tokenizers_library_and_exact(small, tmp_path, text, kind):
     folder = run(small, tmp_path / "run", "--data.tokenizer", kind)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert [tokenizer.token_to_id(name) for name in data.SPECIAL_TOKENS] == [0, 1, 2]
+    assert [tokenizer.token_to_id(name) for name in SPECIAL_TOKENS] == [0, 1, 2]
     assert tokenizer.get_vocab_size() == (259 if kind == "bytes" else 300)
     assert tokenizer.decode(tokenizer.encode(text[:500]).ids, skip_special_tokens=False) == text[:500]
 

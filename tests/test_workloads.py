@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import data
-from harness import workloads
+from harness import corpora, workloads
 from harness.workloads import forward_flops, matrix_parameters, training_flops
 from model import ModelConfig, Transformer
 
@@ -57,7 +56,7 @@ def test_a_step_is_one_of_adamw_on_the_mean_over_the_batch_however_many_rows_go_
 
 
 def test_text_is_made_of_verses_in_another_order_every_time(tmp_path):
-    verses = next(data.read_kjv())["text"].splitlines(keepends=True)
+    verses = next(corpora.read_kjv())["text"].splitlines(keepends=True)
     workloads.write_text(tmp_path / "text", 0.2)
     written = (tmp_path / "text").read_bytes().splitlines(keepends=True)
     assert 0.2e6 <= (tmp_path / "text").stat().st_size < 0.21e6

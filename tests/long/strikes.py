@@ -30,7 +30,7 @@ sys.path.insert(0, str(REPOSITORY))  # for a script in tests/
 
 import data  # noqa: E402
 import train  # noqa: E402
-from harness import files, folder, messages  # noqa: E402
+from harness import files, folder, messages, preparing  # noqa: E402
 from harness.folder import RunFolder  # noqa: E402
 
 SCHEMES = ("rope", "alibi", "t5", "learned")
@@ -147,7 +147,7 @@ def watch_files(act: Callable[[int, str], None]) -> None:
     """Call `act(which, when)` before, in the middle of (`amid`, writes only) and after every call that changes a file.
 
     These are os.replace, rename, mkdir, rmdir, unlink and fsync, and opening for writing and every write in
-    harness/files.py, harness/folder.py and data.py. What `act` raises takes the call's place.
+    harness/files.py, harness/folder.py and harness/preparing.py. What `act` raises takes the call's place.
     """
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +193,7 @@ def watch_files(act: Callable[[int, str], None]) -> None:
             File(watched(builtins.open)(file, mode, *args, **kwargs)) if writes else open(file, mode, *args, **kwargs)
         )
 
-    files.open = folder.open = data.open = watched_open  # before the built-in one, for these files
+    files.open = folder.open = preparing.open = watched_open  # before the built-in one, for these files
 
 
 def strike_file_call(strike: Strike, at: int, when: str) -> None:

@@ -1,0 +1,140 @@
+"""Byte-level tokenizers (Radford et al. 2019, section 2.2): trained here, plain bytes, or read from a tokenizer.json.
+
+A byte-level tokenizer gives any text back exactly, and the number of bytes that each of its tokens stands for is known.
+Bits per byte needs both.
+
+    python train.py --data.tokenizer bytes
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from harness.messages import BadInput, nearest
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|mask|>")  # ids 0, 1, 2
+END_OF_TEXT = (SPECIAL_TOKENS[0], "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot|>")  # as other tokenizers call it
+PADDING = (SPECIAL_TOKENS[1], "<pad>", "<|pad|>", "[PAD]", *END_OF_TEXT)
+MOST_ENTRIES = 1_000_000  # of a BPE; the library ends the process when it cannot have the memory for more
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's bytes_to_unicode).
+
+    Bytes that are printable in Latin-1 stand for themselves, the others for the characters from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def make_tokenizer(kind: str, vocab_size: int, texts: Iterator[str]) -> Tokenizer:
+    """The tokenizer of a kind: `bytes`, `bpe` with so many entries and merges learned from texts, or a path."""
+    if kind not in ("bpe", "bytes"):
+        return load_tokenizer(kind)
+    if kind == "bytes":
+        entries = chain(SPECIAL_TOKENS, byte_characters())
+        tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(entries)}, merges=[]))
+    else:
+        tokenizer = Tokenizer(models.BPE())
+    # No normalizer and no added space: text comes back exactly. The pattern that keeps merges within words is GPT-2's.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe")
+    tokenizer.decoder = decoders.ByteLevel()
+    if kind == "bpe":
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=sorted(byte_characters()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer.json, ready for use: the text of a special token is ordinary text to it.
+
+    Args:
+        path: a tokenizer.json, one of this project's or any other that is byte-level and knows an end of text.
+
+    Raises:
+        BadInput: no such file, no tokenizer, not byte-level, no end of text, or not exact.
+    """
+    name = f"--data.tokenizer {str(path)!r}"
+    if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to be one
+        suggestion = nearest(str(path), ["bpe", "bytes"])
+        raise BadInput(f"{name} is no file{suggestion or '; use bpe, bytes or the path of a tokenizer.json'}")
+    try:
+        return read_tokenizer(path)
+    except ValueError as error:
+        raise BadInput(f"{name} {error}: use bpe or bytes, or another tokenizer.json") from error
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """As `load_tokenizer`, without a word on what to do.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(f"is not a file of the tokenizers library ({error})") from error
+    tokenizer.encode_special_tokens = True  # not kept in the file
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.normalizer, normalizers.NFC):
+        tokenizer.normalizer = None  # common and nearly idle, but decomposed accents would not come back exactly
+    try:
+        token_bytes(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error}, so bits per byte would be wrong") from None
+    if special_id(tokenizer, END_OF_TEXT) is None:
+        raise ValueError(f"has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
+    probe = " Two  words,\r\n\tE\u0301 \u00e9 \U0001f600\u2028 end "
+    if tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids, skip_special_tokens=False) != probe:
+        raise ValueError("does not give text back exactly")
+    return tokenizer
+
+
+def special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    """The id of the first of these tokens that a tokenizer has."""
+    return next((id for name in names if (id := tokenizer.token_to_id(name)) is not None), None)
+
+
+def token_bytes(tokenizer: Tokenizer) -> Tensor:
+    """UTF-8 bytes each token of a byte-level tokenizer stands for, 0 for special tokens, (V,) int64.
+
+    Raises:
+        ValueError: a token that is not spelt in byte characters.
+    """
+    vocabulary = tokenizer.get_vocab()
+    added = tokenizer.get_added_tokens_decoder()
+    alphabet = set(byte_characters())
+    if not vocabulary:
+        raise ValueError("has no tokens")
+    counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
+    for token, id in vocabulary.items():
+        if id in added:  # written as they are, not in byte characters
+            counts[id] = 0 if added[id].special else len(token.encode())
+        elif alphabet.issuperset(token):
+            counts[id] = len(token)  # one character a byte
+        else:
+            raise ValueError(f"is not byte-level (token {token!r})")
+    return counts
+
+
+def encode_group(tokenizer: Tokenizer, group: list[tuple[bytes, bool]], plain_bytes: bool) -> list[Sequence[int]]:
+    """Token ids of each piece, on all cores; for the bytes tokenizer by arithmetic, which takes any bytes."""
+    if plain_bytes:
+        return [np.frombuffer(text, np.uint8).astype(np.uint16) + len(SPECIAL_TOKENS) for text, _ in group]
+    encodings = tokenizer.encode_batch_fast([text.decode() for text, _ in group], add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
