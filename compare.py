@@ -29,7 +29,7 @@ from harness import devices
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, other_values
-from harness.jobs import Beside, Job, read_lengths, side_by_side
+from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.provenance import commit, versions
 from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
@@ -160,12 +160,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if launcher and waiting:
         launcher.open()
         waiting = [begun_once(job, corpus) for job in waiting]
-        side_by_side(waiting, jobs_at_once, partial(launcher.start, work))
+        run_jobs(waiting, jobs_at_once, partial(launcher.start, work))
     elif jobs_at_once == 1:
         for job in waiting:
             work(job)
     else:
-        side_by_side(waiting, jobs_at_once, partial(Beside, work))
+        run_jobs(waiting, jobs_at_once, partial(ProcessJob, work))
 
     summary = summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")

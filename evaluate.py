@@ -36,7 +36,7 @@ from tqdm import tqdm
 import data
 from data import Corpus
 from harness.devices import pick_device, pick_precision
-from harness.evaluation import draw, draw_retrieval, retrieval_tables, tables
+from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses
 from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run
 from harness.options import Parser
@@ -135,10 +135,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if on_task:
         trials = 200 if asked.trials is None else asked.trials
         results = retrieval(ruler, model, positions, list(compared), trials)
-        show, picture_of = retrieval_tables, draw_retrieval
+        show, picture_of = format_accuracies, draw_accuracies
     else:
         results = losses(ruler, model, positions, list(compared), protocols)
-        show, picture_of = tables, draw
+        show, picture_of = format_losses, draw_losses
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:

@@ -17,7 +17,7 @@ from harness import measurements, pages
 from harness.measurements import TASKS, TASKS_TRAINED, Measurement
 from harness.messages import run
 from harness.pages import Rows, accuracy_at, format_share, select
-from harness.retrieval import heat_map
+from harness.pictures import draw_heat_maps
 from harness.tables import markdown
 from positions import SCHEMES
 
@@ -64,7 +64,7 @@ def expected(rows: Rows) -> list[list[str]]:
 
 def draw(rows: Rows, path: Path) -> None:
     """A heat map per task: accuracy by scheme and length."""
-    heat_map([list(by_task(rows).items())], TASKS_TRAINED, path)
+    draw_heat_maps([list(by_task(rows).items())], TASKS_TRAINED, path)
 
 
 def section(rows: Rows) -> str:

@@ -1,23 +1,23 @@
 """The runs of a comparison as jobs of submitit: on this machine, or on a Slurm cluster.
 
-    python compare.py --launcher local                                    to try it where there is no cluster
+    python compare.py --launcher local                                    to try it without a cluster
     python compare.py --launcher slurm --slurm.partition gpu --slurm.gpus 1 --slurm.time 240 --slurm.cpus 4
 
-One job a run. compare.py stays, shows how far each is, and writes the report when all have ended. The folder of the
-comparison must be one that the cluster's machines share; jobs.../ in it has what submitit keeps and each job's log.
+Each run is one job. compare.py stays, shows their progress, and writes the report when all have ended. The comparison's
+folder must be on a disk that the cluster's machines share; its folder jobs-... holds submitit's files and the logs.
 
-What signals mean to a job. By itself a run stops at SIGINT and SIGTERM, and saves and goes on at SIGUSR1 (signals.py);
-submitit's signal is SIGUSR2 (or what SUBMITIT_PREEMPT_SIGNAL names, USR1 in its old days), sent 90 seconds before the
-time is up and, where the cluster is set so, before preemption. `Work` brings them together:
+How a job reacts to signals. On its own, a run stops at SIGINT and SIGTERM, and saves and continues at SIGUSR1
+(signals.py). submitit's signal is SIGUSR2 (or SIGUSR1, if SUBMITIT_PREEMPT_SIGNAL says so), sent 90 seconds before the
+time limit and, if the cluster is set up that way, before preemption. `Work` combines the two:
 
-SIGUSR2   the run finishes its step, saves and ends, and only then submitit's own handler queues the job again.
-SIGTERM   Slurm's first word to a job that it preempts, and to one that is cancelled, followed by SIGKILL: the run saves
-          and goes on until that comes. Were it to end by itself, Slurm would not queue it again. A local job stops.
-SIGUSR1   the run saves and goes on, as ever (it is queued again instead, if it is submitit's signal).
-SIGINT    the run finishes its step, saves and ends. compare.py sends it with its cancellation.
+SIGUSR2   the run finishes its step, saves and ends; only then submitit's own handler requeues the job.
+SIGTERM   Slurm sends it to a job that is preempted or cancelled, followed by SIGKILL: the run saves and continues until
+          then, because Slurm would not requeue a job that ends by itself. A local job stops.
+SIGUSR1   the run saves and continues, as always (if it is submitit's signal, the job is requeued instead).
+SIGINT    the run finishes its step, saves and ends. compare.py sends it when it cancels a job.
 
-Ctrl-C of compare.py, or SIGTERM, cancels its jobs: nothing runs on unasked, and the same command goes on where each run
-was. compare.py lost without a word, with its terminal or its machine, leaves the jobs in the queue: tmux keeps it.
+Ctrl-C or SIGTERM to compare.py cancels its jobs: nothing keeps running unasked, and the same command continues the
+runs. If compare.py is lost without a signal, with its terminal or machine, the jobs stay queued; tmux prevents that.
 """
 
 import contextlib
@@ -39,23 +39,23 @@ from harness.messages import BadInput, run
 from harness.signals import Signals
 
 LAUNCHERS = ("local", "slurm")
-TURNS = 100  # of a job that is queued again since its time was up; a time too short for one step would have no end
-YEAR = 365 * 24 * 60  # minutes; a local job has no end that somebody else sets
+REQUEUES = 100  # at most; a time limit too short for one step would requeue the job for ever
+YEAR = 365 * 24 * 60  # minutes: nobody else sets a local job's time limit
 OURS = {"output", "error", "open-mode", "signal", "array", "nodes", "ntasks", "job-name", "wait", "no-requeue"}
 
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """What each job asks of Slurm. A job is one run in one process; where nothing is said, the cluster chooses.
+    """What each job asks of Slurm. A job is one run in one process; what is not given, the cluster decides.
 
     Args:
         partition: where the job queues.
         account: what its time is charged to.
-        time: minutes. A run that needs more saves when they are nearly over, queues again and goes on.
-        cpus: of a job; PyTorch uses as many threads unless run.threads says otherwise.
-        gpus: of a job.
-        memory: of a job, GB.
-        extra: more options of sbatch by their names there, `--slurm.extra.qos long` say; true for one without a value.
+        time: minutes. A run that needs longer saves before they are over, is requeued and continues.
+        cpus: per job; PyTorch uses as many threads unless run.threads says otherwise.
+        gpus: per job.
+        memory: per job, GB.
+        extra: other options of sbatch by their names, such as `--slurm.extra.qos long`; true for one without a value.
     """
 
     partition: str | None = None
@@ -72,9 +72,9 @@ class SlurmConfig:
                 raise ValueError(f"slurm.{name} {value} must be at least {least}")
         for name in self.extra:
             if not re.fullmatch(r"[a-z][a-z-]*", name):
-                raise ValueError(f"slurm.extra.{name} is no option of sbatch: write it as there, cpus-per-gpu say")
+                raise ValueError(f"slurm.extra.{name} is not an option of sbatch: spell it as there, e.g. cpus-per-gpu")
             if name in OURS:
-                raise ValueError(f"slurm.extra.{name} is what the launcher sets itself: leave it out")
+                raise ValueError(f"slurm.extra.{name} is set by compare.py itself: leave it out")
         texts = {"partition": self.partition, "account": self.account}
         for name, value in (texts | {f"extra.{name}": value for name, value in self.extra.items()}).items():
             if value is not None and not (str(value) and str(value).isprintable()):
@@ -82,39 +82,39 @@ class SlurmConfig:
 
 
 class Work:
-    """A function of one job as submitit calls it: to be stopped, queued again, gone on with (see this file's head)."""
+    """The work of one job as submitit calls it: it can be stopped, requeued and continued (see this module's head)."""
 
     def __init__(self, work: Callable[[Any], None], job: Any) -> None:
         self.work, self.job = work, job
 
     def __call__(self) -> int:
-        """Do the work; its exit code (messages.py). After a preemption it does not return: submitit exits."""
+        """Do the work and return its exit code (messages.py). After a preemption submitit exits instead."""
         import submitit
 
         preempted = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
-        queue_again = signal.getsignal(preempted)
+        requeue = signal.getsignal(preempted)
         in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-        # One stop may come several times: to the whole group of processes, and handed on by who started this one.
+        # The same stop may arrive several times: sent to the whole process group, and passed on by the parent.
         Signals.ALONE = False
         Signals.STOPS = (signal.SIGINT, preempted) if in_slurm else (signal.SIGINT, signal.SIGTERM, preempted)
         Signals.SAVES = tuple({signal.SIGTERM, signal.SIGUSR1} - set(Signals.STOPS))
-        sys.argv = ["compare.py"]  # who speaks in the log
+        sys.argv = ["compare.py"]  # the name that messages in the log begin with
 
-        def within(argv: list[str] | None) -> None:
-            signal.signal(preempted, lambda number, frame: sys.exit(128 + number))  # outside of the steps, at once
+        def main(argv: list[str] | None) -> None:
+            signal.signal(preempted, lambda number, frame: sys.exit(128 + number))  # between runs: at once
             if in_slurm:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.work(self.job)
 
         try:
-            run(within)
+            run(main)
         except SystemExit as ended:
             if ended.code == 128 + preempted:
-                queue_again(preempted, None)
+                requeue(preempted, None)
             return ended.code
 
     def checkpoint(self) -> Any:
-        """What submitit queues instead of a preempted job: the same, since a run goes on from its own checkpoint."""
+        """What submitit queues after a preemption: the same work, because a run continues from its own checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -126,10 +126,10 @@ class Launcher:
     Args:
         name: local or slurm.
         slurm: what each job asks of Slurm.
-        out: the folder of the comparison.
+        out: the comparison's folder.
 
     Raises:
-        BadInput: if submitit is not installed, there is no Slurm here, or the folder's name misleads them.
+        BadInput: if submitit or Slurm is missing, or the folder's name would be read as a pattern.
     """
 
     def __init__(self, name: str, slurm: SlurmConfig, out: Path) -> None:
@@ -141,29 +141,26 @@ class Launcher:
         for program in ("sbatch", "srun", "scancel") if name == "slurm" else ():
             if not shutil.which(program):
                 raise BadInput(
-                    f"--launcher slurm: there is no {program} on this machine: start compare.py where the cluster's "
-                    "jobs are submitted, or use --launcher local"
+                    f"--launcher slurm: there is no {program} on this machine: run compare.py on a machine that can "
+                    "submit jobs to the cluster, or use --launcher local"
                 )
         if "%" in str(out.absolute()):
             raise BadInput(f"--out {out}: Slurm and submitit read % in a path as a pattern: name a folder without it")
         self.name, self.slurm, self.out, self.submitit, self.executor = name, slurm, out, submitit, None
 
     def open(self) -> None:
-        """Make a folder for what submitit keeps: a new one each time, so that nothing old in it is ever unpickled."""
+        """Create a folder for submitit's files: a new one each time, so that nothing old in it is ever unpickled."""
         folder = tempfile.mkdtemp(prefix=time.strftime("jobs-%Y%m%d-%H%M%S-"), dir=self.out)
-        # The job's Python finds these modules wherever it starts, and writes one log without submitit's own story.
+        # The job's Python must find these modules wherever it starts, and submitit must not write to the log itself.
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = [f"PYTHONPATH={path}", f"SUBMITIT_LOG_LEVEL={os.environ.get('SUBMITIT_LOG_LEVEL', 'WARNING')}"]
-        if self.name == "local":  # submitit would hide the GPUs
+        local = self.name == "local"
+        if local:  # submitit would hide the GPUs
             shown = os.environ.get("CUDA_VISIBLE_DEVICES")
             settings = ["-u", "CUDA_VISIBLE_DEVICES", *settings, *([f"CUDA_VISIBLE_DEVICES={shown}"] if shown else [])]
         python = shlex.join(["env", *settings, sys.executable])
-        if self.name == "local":
-            self.executor = self.submitit.LocalExecutor(folder, max_num_timeout=TURNS, python=python)
-            self.executor.update_parameters(timeout_min=YEAR, stderr_to_stdout=True)
-            return
-        asked = self.slurm
-        self.executor = self.submitit.SlurmExecutor(folder, max_num_timeout=TURNS, python=python)
+        kind = self.submitit.LocalExecutor if local else self.submitit.SlurmExecutor
+        self.executor, asked = kind(folder, max_num_timeout=REQUEUES, python=python), self.slurm
         options = {
             "partition": asked.partition,
             "account": asked.account,
@@ -172,66 +169,66 @@ class Launcher:
             "gpus_per_node": asked.gpus or None,
             "mem": f"{asked.memory}GB" if asked.memory else None,
             "additional_parameters": asked.extra or None,
+            "srun_args": [f"--cpus-per-task={asked.cpus}"],  # srun no longer inherits it from sbatch
         }
-        self.executor.update_parameters(
-            **{name: value for name, value in options.items() if value is not None},
-            srun_args=[f"--cpus-per-task={asked.cpus}"],  # srun no longer takes it over from sbatch
-            stderr_to_stdout=True,
-        )
+        if local:
+            options = {"timeout_min": YEAR}
+        given = {name: value for name, value in options.items() if value is not None}
+        self.executor.update_parameters(**given, stderr_to_stdout=True)
 
-    def start(self, work: Callable[[Any], None], job: Any) -> "Submitted":
+    def start(self, work: Callable[[Any], None], job: Any) -> "SubmittedJob":
         """Submit one job.
 
         Raises:
-            BadInput: if Slurm does not take it.
+            BadInput: if Slurm refuses it.
         """
         if self.name == "slurm":
             self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.name}")
-        # Ctrl-C reaches all of a terminal's processes, and what is started deaf stays deaf: compare.py hands it on.
-        # It also must not come between the submission and what is known of it.
-        hearing = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A terminal sends Ctrl-C to all its processes. Children started while it is ignored ignore it too: compare.py
+        # passes it on. Nor may it interrupt between a submission and the record of it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it is said below
-                return Submitted(self.executor.submit(Work(work, job)), self.name)
-        except RuntimeError as error:  # submitit's for whatever sbatch says
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # reported below
+                return SubmittedJob(self.executor.submit(Work(work, job)), self.name)
+        except RuntimeError as error:  # how submitit reports any error of sbatch
             line = " ".join(str(error).split())
-            raise BadInput(f"--launcher slurm: Slurm does not take the job of {job.name}: {line}") from error
+            raise BadInput(f"--launcher slurm: Slurm refuses the job of {job.name}: {line}") from error
         finally:
-            signal.signal(signal.SIGINT, hearing)
+            signal.signal(signal.SIGINT, handler)
 
 
-class Submitted:
-    """A job that submitit has taken."""
+class SubmittedJob:
+    """A job that submitit has accepted; `jobs.ProcessJob` has the same methods."""
 
     PAUSES = {"local": 0.5, "slurm": 5.0}  # noqa: RUF012
 
     def __init__(self, job: Any, launcher: str) -> None:
         self.job, self.launcher, self.log = job, launcher, job.paths.stdout
-        self.pause = self.PAUSES[launcher]  # seconds between two looks at it: a cluster's disk serves many
+        self.pause = self.PAUSES[launcher]  # seconds between two polls: many users share a cluster's disk
 
-    def ended(self) -> str | None:
-        """None while it waits or runs, "" once it went well, or else how it ended."""
+    def poll(self) -> str | None:
+        """None while it waits or runs, "" if it has succeeded, otherwise how it ended."""
         if not self.job.done():
             return None
         try:
             code = self.job.result()
-        except Exception:  # killed or cancelled before it could say anything; or it broke, which its log has
-            return f"(job {self.job.job_id}) did not come to its end, {self.job.state}"
+        except Exception:  # killed or cancelled before it could report; or it broke, and its log says how
+            return f"(job {self.job.job_id}) did not finish, {self.job.state}"
         return f"(job {self.job.job_id}) ended with code {code}" if code else ""
 
     def stop(self) -> None:
-        """Have the run save and end; a job that waits is never begun."""
+        """Ask the run to save and end; a job that is still queued is cancelled."""
         if self.job.done():
             return
-        if self.launcher == "local":  # submitit's own cancel would kill it a second later
+        if self.launcher == "local":  # submitit's own cancel would kill it after one second
             os.kill(int(self.job.job_id), signal.SIGTERM)
             return
         interrupt = ["scancel", "--signal=INT", self.job.job_id]
         subprocess.run(interrupt, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         self.job.cancel(check=False)
-        print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, half a minute or so")
+        print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, usually half a minute")
 
     def join(self) -> None:
-        """Wait for the end of a local job that was stopped; Slurm sees to its own."""
+        """Wait until a local job that was asked to stop has ended; Slurm ends its own."""
         while self.launcher == "local" and not self.job.done():
             time.sleep(0.1)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from harness.pictures import plotting
-from harness.retrieval import heat_map, shown_depth
+from harness.pictures import draw_heat_maps, plotting
+from harness.retrieval import shown_depth
 from harness.tables import markdown
 
-STYLE = {  # one look per scaling, told apart without colour by dash and marker; None: a scheme that does not rotate
+STYLE = {  # colour, dash and marker of each scaling; None: a scheme that has no scalings
     None: ("#56B4E9", "-", "o"),
     "none": ("#999999", (0, (1, 1)), "x"),
     "linear": ("#E69F00", "--", "s"),
@@ -20,8 +20,8 @@ STYLE = {  # one look per scaling, told apart without colour by dash and marker;
 }
 
 
-def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
-    """The figures as Markdown: a table a protocol, for by-position one a length; differences are to the crop."""
+def format_losses(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
+    """Losses as Markdown, each with its difference from cropping: a table per protocol; by-position, one per length."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results:
         by_length = "positions" not in row
@@ -33,77 +33,77 @@ def tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str
         crops = {row["column"]: row["crop_loss"] for row in rows}
         table = [["scaling" if rows[0]["scaling"] else "scheme", "factor", *crops]]
         table.append([f"cropped to {trained}", "", *(f"{loss:.3f}" for loss in crops.values())])
-        for scaling in dict.fromkeys(row["scaling"] for row in rows):
-            mine = [row for row in rows if row["scaling"] == scaling]
-            factors = {row["factor"] for row in mine}
+        for scaling, group in group_by(rows, "scaling").items():
+            factors = {row["factor"] for row in group}
             factor = "" if factors == {None} else "auto" if len(factors) > 1 else f"{factors.pop():g}"
-            losses = [f"{row['loss']:.3f} ({row['loss'] - row['crop_loss']:+.3f})" for row in mine]
+            losses = [f"{row['loss']:.3f} ({row['loss'] - row['crop_loss']:+.3f})" for row in group]
             table.append([scaling or scheme, factor, *losses])
-        what = "tokens before the target" if title.startswith("by-position") else "tokens of context"
-        lines += [f"{title}: loss in nats per token by {what}, in brackets against the crop", ""]
+        what = "number of tokens before the target" if title.startswith("by-position") else "context length"
+        lines += [f"{title}: loss in nats per token by {what}; in brackets, the difference from cropping", ""]
         lines += [*markdown(table), ""]
     return lines
 
 
-def retrieval_tables(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
-    """Accuracies as Markdown, a table a task: all answers, then by the quarter in which what is asked for stands."""
+def format_accuracies(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:
+    """Accuracies as Markdown, one table per task: over all answers, then by the quarter that holds the source."""
 
     def cells(rows: list[dict[str, Any]], name: str) -> list[str]:
         return ["n/a" if row[name] is None else f"{row[name]:.3f}" for row in rows]
 
     lines = []
-    for task in dict.fromkeys(row["task"] for row in results):
-        of_task = [row for row in results if row["task"] == task]
-        scalings = list(dict.fromkeys(row["scaling"] for row in of_task))
-        table = [["scaling" if scalings[0] else "scheme", "where", *dict.fromkeys(str(r["length"]) for r in of_task)]]
-        crop = [row for row in of_task if row["depth"] is None and row["scaling"] == scalings[0]]
+    for task, of_task in group_by(results, "task").items():
+        scalings = group_by(of_task, "scaling")
+        first = next(iter(scalings))
+        table = [["scaling" if first else "scheme", "where", *dict.fromkeys(str(row["length"]) for row in of_task)]]
+        crop = [row for row in scalings[first] if row["depth"] is None]
         table.append([f"cropped to {trained}", "all", *cells(crop, "crop_accuracy")])
-        for scaling in scalings:
-            mine = [row for row in of_task if row["scaling"] == scaling]
-            whole = [row for row in mine if row["depth"] is None]
+        for scaling, rows in scalings.items():
+            by_depth = group_by(rows, "depth")
+            whole = by_depth.pop(None)
             table.append([scaling or scheme, "all", *cells(whole, "accuracy")])
-            table.append(["", "token by token", *cells(whole, "token_accuracy")])
-            for depth in dict.fromkeys(row["depth"] for row in mine if row["depth"] is not None):
-                rows = [row for row in mine if row["depth"] == depth]
-                table.append(["", shown_depth(depth), *cells(rows, "accuracy")])
+            table.append(["", "per token", *cells(whole, "token_accuracy")])
+            table += [["", shown_depth(depth), *cells(group, "accuracy")] for depth, group in by_depth.items()]
         trials = min(row["trials"] for row in of_task if row["trials"] is not None)
-        what = f"part of all answers that are right as a whole, by tokens of context; {trials} trials or more a cell"
+        what = f"share of answers that are entirely right, by context length; at least {trials} trials per cell"
         lines += [f"{task}: {what}", "", *markdown(table), ""]
     return lines
 
 
-def draw_retrieval(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
-    """Heat maps, a column a task and a row a scaling: accuracy by length and by quarter of what is asked for."""
+def group_by(rows: list[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
+    """Rows by one of their values, in the order in which the values appear."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
+
+
+def draw_accuracies(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
+    """Heat maps of accuracy by length and quarter: one column per task, one row per scaling."""
     panels = []
-    for scaling in dict.fromkeys(row["scaling"] for row in results):
+    for scaling, of_scaling in group_by(results, "scaling").items():
         panels.append([])
-        for task in dict.fromkeys(row["task"] for row in results):
-            rows = [row for row in results if (row["task"], row["scaling"]) == (task, scaling)]
+        for task, rows in group_by(of_scaling, "task").items():
             cells = {(shown_depth(row["depth"]), row["length"]): row["accuracy"] for row in rows}
             panels[-1].append((f"{task}, {scaling or scheme}", cells))
-    heat_map(panels, trained, path)
+    draw_heat_maps(panels, trained, path)
 
 
-def draw(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
-    """A panel a protocol: loss against context for every scaling and the crop. By-position: the longest length."""
-    plt = plotting()
-    protocols = list(dict.fromkeys(row["protocol"] for row in results))
-    figure, axes = plt.subplots(
-        1, len(protocols), figsize=(5.5 * len(protocols), 4.4), layout="constrained", squeeze=False
-    )
+def draw_losses(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
+    """One panel per protocol: loss by context length, for each scaling and for cropping; by-position, one length."""
+    plt, protocols = plotting(), group_by(results, "protocol")
+    size = (5.5 * len(protocols), 4.4)
+    figure, axes = plt.subplots(1, len(protocols), figsize=size, layout="constrained", squeeze=False)
     longest = max(row["length"] for row in results)
-    for axis, protocol in zip(axes[0], protocols, strict=True):
+    for axis, (protocol, rows) in zip(axes[0], protocols.items(), strict=True):
         by_position = protocol == "by-position"
-        rows = [row for row in results if row["protocol"] == protocol]
-        rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
         rows = [row for row in rows if not by_position or row["length"] == longest]
+        rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
         crops = {row["x"]: row["crop_loss"] for row in rows}
         axis.plot(list(crops), list(crops.values()), color="black", linewidth=1, label=f"cropped to {trained}")
-        for scaling in dict.fromkeys(row["scaling"] for row in rows):
+        for scaling, group in group_by(rows, "scaling").items():
             color, dash, marker = STYLE[scaling]
-            mine = {row["x"]: row["loss"] for row in rows if row["scaling"] == scaling}
             look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.6}
-            axis.plot(list(mine), list(mine.values()), **look, label=scaling or scheme)
+            axis.plot([row["x"] for row in group], [row["loss"] for row in group], **look, label=scaling or scheme)
         axis.axvline(trained, color="black", linewidth=0.8, linestyle=":")  # the trained length
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(crops), [str(x) for x in crops], fontsize=8)

@@ -1,4 +1,4 @@
-"""Runs side by side on this machine, each in a process of its own, and how far each of them is."""
+"""The runs of a comparison as jobs: several at a time, each in a process of its own, with a progress bar for each."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.cluster import Submitted
+from harness.cluster import SubmittedJob
 from harness.corpora import DataConfig
 from harness.messages import RunFailed, run
 from harness.runs import read_metrics
@@ -22,14 +22,14 @@ from model import ModelConfig
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of the comparison."""
+    """One run of a comparison."""
 
     scheme: str
     seed: int
-    lengths: list[int]  # of context, tokens, to score
+    lengths: list[int]  # context lengths at which its loss is measured, tokens
     data: DataConfig
     model: ModelConfig
-    run: Any  # train.py's options
+    run: Any  # train.py's RunConfig
 
     @property
     def name(self) -> str:
@@ -41,52 +41,50 @@ class Job:
 
 
 def read_lengths(job: Job) -> dict[str, float | None]:
-    """Loss by length of context, as a job has left it; empty if it has not come to that."""
+    """Loss by context length, as the job has written it; empty if it has not measured it yet."""
     file = job.folder / "lengths.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def work_alone(work: Callable[[Job], None], job: Job, log: Path) -> None:
-    """`work` in a process of its own, with all it says in a log file."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; compare.py hands it on
+def work_in_process(work: Callable[[Job], None], job: Job, log: Path) -> None:
+    """What a job's process runs: its work, with all output in a log file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; compare.py passes it on
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     run(lambda argv: work(job))
 
 
-class Beside:
-    """A job in a process of its own on this machine. launch.Submitted is the same to who waits for it."""
+class ProcessJob:
+    """A job started in a process on this machine; `cluster.SubmittedJob` has the same methods."""
 
-    pause = 0.5  # seconds between two looks at it
+    pause = 0.5  # seconds between two polls
 
     def __init__(self, work: Callable[[Job], None], job: Job) -> None:
         self.log = job.folder.parent / f"{job.name}.log"
         spawn = multiprocessing.get_context("spawn")
-        self.process = spawn.Process(target=work_alone, args=(work, job, self.log), name=job.name)
+        self.process = spawn.Process(target=work_in_process, args=(work, job, self.log), name=job.name)
         self.process.start()
 
-    def ended(self) -> str | None:
-        """None while it runs, "" once it went well, or else how it ended."""
+    def poll(self) -> str | None:
+        """None while it runs, "" if it has succeeded, otherwise how it ended."""
         code = self.process.exitcode
-        if code is None:
-            return None
-        return f"ended with code {code}" if code else ""
+        return None if code is None else f"ended with code {code}" if code else ""
 
     def stop(self) -> None:
-        """Have the run save and end."""
+        """Ask the run to save and end."""
         self.process.terminate()
 
     def join(self) -> None:
-        """Wait for the end of what was stopped."""
+        """Wait until a job that was asked to stop has ended."""
         self.process.join()
 
 
-def side_by_side(jobs: list[Job], at_once: int, start: Callable[[Job], Beside | Submitted]) -> None:
-    """Run jobs elsewhere, `at_once` of them at a time, and show how far each is.
+def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | SubmittedJob]) -> None:
+    """Run jobs, at most `at_once` of them at a time, and show the progress of each.
 
     Raises:
-        RunFailed: if any of them failed; the others are finished first.
+        RunFailed: if any job failed, after the others have finished.
     """
     on_screen = sys.stderr.isatty()
     width = max((len(job.name) for job in jobs), default=0)
@@ -104,13 +102,11 @@ def side_by_side(jobs: list[Job], at_once: int, start: Callable[[Job], Beside | 
             time.sleep(max(started.pause for started, _ in running.values()))
             for job, (started, since) in list(running.items()):
                 show_progress(job, bars[job], since, on_screen)
-                if (how := started.ended()) is not None:
+                if (end := started.poll()) is not None:
                     del running[job]
-                    bars[job].set_postfix_str("failed" if how else "done")
-                    if how:
-                        lines = started.log.read_text(errors="replace").split("\n") if started.log.exists() else []
-                        last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-                        failed.append(f"{job.name} {how}: {last.strip()} (log: {started.log})")
+                    bars[job].set_postfix_str("failed" if end else "done")
+                    if end:
+                        failed.append(f"{job.name} {end}: {read_last_line(started.log)} (log: {started.log})")
     finally:
         for started, _ in running.values():
             started.stop()
@@ -122,11 +118,17 @@ def side_by_side(jobs: list[Job], at_once: int, start: Callable[[Job], Beside | 
         raise RunFailed("; ".join(failed))
 
 
+def read_last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
 def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
-    """Bring a job's bar up to the last event of its run; where there is no screen, a line at every tenth of the way."""
+    """Advance a job's bar to the last step its run has logged; without a screen, print a line every tenth."""
     if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
-        return  # the folder of a run before
-    # a step whose loss is no number has none here: what it means is said when the run ends
+        return  # the log of an earlier run
+    # A step whose loss is NaN has no loss here; the run itself reports it when it ends.
     events = [e for e in read_metrics(job.folder, tail=2000) if e["split"] == "train" and e["loss"] is not None]
     if not events or events[-1]["step"] == bar.n:
         return

@@ -1,8 +1,12 @@
 """What pictures share."""
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from harness.tables import interval
 
@@ -64,3 +68,27 @@ def frame_lines(axis: Any) -> None:
     values = [value for line in axis.get_legend_handles_labels()[0] for value in line.get_ydata()]
     margin = 0.06 * (max(values) - min(values)) or 0.1
     axis.set_ylim(min(values) - margin, max(values) + margin)
+
+
+def draw_heat_maps(
+    panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path
+) -> None:
+    """Rows of panels, each a title and (row, length) to accuracy. Every cell says its number; n/a where it is None."""
+    plt = plotting()
+    height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
+    figure, axes = plt.subplots(
+        len(panels), len(panels[0]), figsize=(4.3 * len(panels[0]) + 0.6, height), layout="constrained", squeeze=False
+    )
+    for axis, (title, cells) in zip(axes.ravel(), (panel for line in panels for panel in line), strict=True):
+        rows, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+        values = np.array([[cells[row, n] if cells[row, n] is not None else math.nan for n in lengths] for row in rows])
+        axis.imshow(values, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")  # never quite black: numbers stay readable
+        for (i, j), value in np.ndenumerate(values):
+            word = "n/a" if math.isnan(value) else f"{value:.2f}"
+            axis.text(j, i, word, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
+        axis.set_xticks(range(len(lengths)), [f"{n}*" if n == trained else str(n) for n in lengths], fontsize=8)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("tokens of context (* trained)", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

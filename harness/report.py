@@ -7,8 +7,7 @@ from statistics import mean
 from typing import Any
 
 from harness.folder import MAY_DIFFER
-from harness.pictures import frame_lines, plotting
-from harness.retrieval import heat_map
+from harness.pictures import draw_heat_maps, frame_lines, plotting
 from harness.runs import read_metrics
 from harness.tables import format_mean, interval, markdown
 from rope import RopeConfig
@@ -209,7 +208,7 @@ def draw_accuracy(summary: dict[str, Any], path: Path) -> None:
                 values = [run_["accuracy_by_length"][task][length] for run_ in runs]
                 cells[scheme, int(length)] = None if None in values else mean(values)
         panels.append((task, cells))
-    heat_map([panels], summary["config"]["model"]["seq_len"], path)
+    draw_heat_maps([panels], summary["config"]["model"]["seq_len"], path)
 
 
 REPORT = """\

@@ -3,16 +3,13 @@
 python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
 """
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.pictures import plotting
 from harness.tasks import CELLS, Episode, TaskCorpus, asked_a_quarter, scored
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
@@ -91,25 +88,3 @@ def missing() -> list[dict[str, Any]]:
 def shown_depth(depth: float | None) -> str:
     """A row's quarter in words."""
     return "all" if depth is None else ("first", "second", "third", "last")[int(depth * CELLS)] + " quarter"
-
-
-def heat_map(panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path) -> None:
-    """Rows of panels, each a title and (row, length) to accuracy. Every cell says its number; n/a where it is None."""
-    plt = plotting()
-    height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
-    figure, axes = plt.subplots(
-        len(panels), len(panels[0]), figsize=(4.3 * len(panels[0]) + 0.6, height), layout="constrained", squeeze=False
-    )
-    for axis, (title, cells) in zip(axes.ravel(), (panel for line in panels for panel in line), strict=True):
-        rows, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-        values = np.array([[cells[row, n] if cells[row, n] is not None else math.nan for n in lengths] for row in rows])
-        axis.imshow(values, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")  # never quite black: numbers stay readable
-        for (i, j), value in np.ndenumerate(values):
-            word = "n/a" if math.isnan(value) else f"{value:.2f}"
-            axis.text(j, i, word, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
-        axis.set_xticks(range(len(lengths)), [f"{n}*" if n == trained else str(n) for n in lengths], fontsize=8)
-        axis.set_yticks(range(len(rows)), rows, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("tokens of context (* trained)", fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

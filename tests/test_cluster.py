@@ -106,7 +106,7 @@ class Fake:
     def __init__(self, log: Path, how: str) -> None:
         self.log, self.how = log, how
 
-    def ended(self) -> str:
+    def poll(self) -> str:
         return self.how
 
 
@@ -115,12 +115,12 @@ def test_a_job_that_fails_is_named_with_its_last_line_and_its_log(small, tmp_pat
     log = tmp_path / "7_0_log.out"
     log.write_text("going on after step 3\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     with pytest.raises(RunFailed) as failed:
-        jobs.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, FAILED"))
-    said = "rope-seed0 (job 7) did not come to its end, FAILED: slurmstepd: error: Detected 1 oom_kill event (log: "
+        jobs.run_jobs([job], 1, lambda job: Fake(log, "(job 7) did not finish, FAILED"))
+    said = "rope-seed0 (job 7) did not finish, FAILED: slurmstepd: error: Detected 1 oom_kill event (log: "
     assert str(failed.value) == f"{said}{log})"
     log.unlink()
-    with pytest.raises(RunFailed, match="it said nothing"):
-        jobs.side_by_side([job], 1, lambda job: Fake(log, "(job 7) did not come to its end, CANCELLED"))
+    with pytest.raises(RunFailed, match="it printed nothing"):
+        jobs.run_jobs([job], 1, lambda job: Fake(log, "(job 7) did not finish, CANCELLED"))
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
 def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, slurm, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
-    monkeypatch.setitem(cluster.Submitted.PAUSES, "slurm", 0.5)
+    monkeypatch.setitem(cluster.SubmittedJob.PAUSES, "slurm", 0.5)
     steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
     asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
     argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
@@ -307,7 +307,7 @@ def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small
     def far_enough(jobs):
         raise Queued
 
-    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
     monkeypatch.setattr(compare, "summarise", far_enough)
     free = [*small]
     free[free.index("--run.threads") : free.index("--run.threads") + 2] = []

@@ -529,7 +529,7 @@ def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
     """One job a core by default, and the cores shared out between jobs as threads."""
     seen = {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(compare, "side_by_side", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
 
     class FarEnough(Exception):
         pass

@@ -84,7 +84,7 @@ def test_figures_asked_for_are_written_before_anything_is_drawn_or_printed(finis
     def draw(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluate, "draw_losses", draw)
     with pytest.raises(BrokenPipeError):
         evaluate.main([str(finished("rope")), "--lengths", "16", "--out", str(tmp_path / "figures.json")])
     assert '"results"' in (tmp_path / "figures.json").read_text()

@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def measure(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
     """Call evaluate.main without its picture and return its results."""
-    monkeypatch.setattr(evaluate, "draw", lambda *args: None)
+    monkeypatch.setattr(evaluate, "draw_losses", lambda *args: None)
 
     def call(folder: Path, *flags: str) -> list[dict]:
         return evaluate.main([str(folder), "--picture", str(tmp_path / "picture.png"), *flags])["results"]
