@@ -11,14 +11,14 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness import devices
+from harness import devices, workloads
 from harness.files import write_whole
 from harness.messages import first_paragraph, run
 from harness.options import Parser
@@ -27,16 +27,7 @@ from harness.provenance import commit, versions
 from harness.scoring import target_nats
 from harness.tables import markdown
 from harness.timing import run_apart, take_turns
-from harness.workloads import (
-    ENTRIES,
-    forward_flops,
-    learn_tokenizer,
-    matrix_parameters,
-    prepare,
-    training_flops,
-    training_step,
-    write_text,
-)
+from harness.workloads import ENTRIES, forward_flops, matrix_parameters, training_flops
 from model import ModelConfig, Transformer
 
 CPU, RESULTS = torch.device("cpu"), ROOT / "results"
@@ -76,24 +67,11 @@ def activation_bytes(config: ModelConfig, tokens: int) -> int:
     return tokens * (config.n_layer * layer + 2 * 2 * C + (2 + 4 + 4) * config.vocab_size)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Bytes of a training process on each device: weights, gradients and AdamW's two means, all in float32."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def budget(config: ModelConfig, devices: int, tokens_at_once: int) -> Budget:
-    """Memory of a device when weights, gradients and optimiser are shared out evenly over all devices."""
-    mine = parameters(config) / devices
-    return Budget(4 * mine, 4 * mine, 8 * mine, activation_bytes(config, tokens_at_once))
+def memory_gigabytes(config: ModelConfig, devices: int, tokens_at_once: int) -> dict[str, float]:
+    """Memory of a device when weights, gradients and AdamW's two means are shared out evenly, all in float32."""
+    mine = parameters(config) / devices / 1e9
+    activations = activation_bytes(config, tokens_at_once) / 1e9
+    return {"weights": 4 * mine, "gradients": 4 * mine, "optimizer": 8 * mine, "activations": activations}
 
 
 def training_seconds(config: ModelConfig, tokens: float, devices: int) -> float:
@@ -107,25 +85,16 @@ WORK = {"length": "evaluating one window", "width": "a training step", "depth": 
 UNITS = {"length": "tokens", "width": "features", "depth": "layers", "text": "MB"}
 
 
-@dataclass(frozen=True)
-class Point:
-    """One measurement of a series in which one thing grows.
+Point = dict[str, Any]
+"""One measurement of a series in which one thing grows:
 
-    Args:
-        what: length, width, depth or text.
-        size: how large it is, in its unit.
-        seconds: of the work.
-        added: memory that the work added to the process at its peak, MiB.
-        peak: all memory of the process, MiB.
-        work: operations by the arithmetic above; for text, which has none, its size in MB.
-    """
-
-    what: str
-    size: float
-    seconds: float
-    added: float
-    peak: float
-    work: float
+    what        length, width, depth or text
+    size        how large it is, in its unit
+    seconds     of the work
+    added       memory that the work added to its process at the peak, MiB
+    peak        all memory of the process, MiB
+    work        operations, calculated; for text, which has none, its size in MB
+"""
 
 
 def evaluate_once(config: ModelConfig, length: int) -> float:
@@ -141,13 +110,13 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
 def train_once(config: ModelConfig, rows: int) -> float:
     """Seconds of the better of two training steps, after one that warms up."""
     _, autocast = devices.pick_precision("fp32", CPU)
-    step = training_step(Transformer(config), config, rows, rows, autocast)
+    step = workloads.training_step(Transformer(config), config, rows, rows, autocast)
     return min(take_turns({"step": step}, 2, 0)["step"])
 
 
 def prepare_once(text: Path, tokenizer: Path, cache: Path) -> float:
     """Seconds of preparing a text."""
-    return prepare(text, tokenizer, cache)[1]
+    return workloads.prepare(text, tokenizer, cache)[1]
 
 
 def measure(config: ModelConfig, lengths: list[int], megabytes: list[float]) -> Iterator[Point]:
@@ -155,7 +124,8 @@ def measure(config: ModelConfig, lengths: list[int], megabytes: list[float]) -> 
 
     def point(what: str, size: float, work: float, *call: Any) -> Point:
         taken = run_apart(*call)
-        return Point(what, size, taken.result, taken.peak - taken.before, taken.peak, work)
+        found = {"seconds": taken.result, "added": taken.peak - taken.before, "peak": taken.peak}
+        return {"what": what, "size": size, **found, "work": work}
 
     def step(what: str, size: int, grown: ModelConfig) -> Point:
         flops = ROWS * config.seq_len * training_flops(grown, config.seq_len)
@@ -172,8 +142,8 @@ def measure(config: ModelConfig, lengths: list[int], megabytes: list[float]) -> 
     with tempfile.TemporaryDirectory() as name:
         texts = {size: Path(name, f"{size:g}.txt") for size in megabytes}
         for size, text in texts.items():
-            write_text(text, size)
-        tokenizer = learn_tokenizer(texts[min(texts)], Path(name))
+            workloads.write_text(text, size)
+        tokenizer = workloads.learn_tokenizer(texts[min(texts)], Path(name))
         for size, text in texts.items():
             yield point("text", size, size, prepare_once, text, tokenizer, Path(name, f"cache-{size:g}"))
 
@@ -188,24 +158,22 @@ def growth(x: list[float], y: list[float]) -> float:
 
 def page(content: dict[str, Any]) -> str:
     """How time and memory grew, with the powers that fit, and what larger models would need."""
-    here, lines = content["versions"], []
+    here, lines, newline = content["versions"], [], "\n"
     for what in WORK:
-        points, unit = [Point(**point) for point in content["points"] if point["what"] == what], 1e9
-        rows = [[f"{what}, {UNITS[what]}", "seconds", "memory added, MiB", "peak, MiB", "GFLOP, calculated", "GFLOP/s"]]
-        if what == "text":
-            rows, unit = [[*rows[0][:4], "MB/s"]], 1
+        points, is_text = [point for point in content["points"] if point["what"] == what], what == "text"
+        head = [f"{what}, {UNITS[what]}", "seconds", "memory added, MiB", "peak, MiB"]
+        rows = [[*head, "MB/s"] if is_text else [*head, "GFLOP, calculated", "GFLOP/s"]]
         for point in points:
-            row = [f"{point.size:,g}", f"{point.seconds:.3g}", f"{point.added:,.0f}", f"{point.peak:,.0f}"]
-            row += [f"{point.work / 1e9:,.1f}"] * (what != "text")
-            rows.append([*row, f"{point.work / point.seconds / unit:,.{1 if unit > 1 else 2}f}"])
-        sizes = [point.size for point in points]
-        kinds = [[getattr(point, name) for point in points] for name in ("seconds", "added", "work")]
-        seconds, added, work = (f"{growth(sizes, [max(0.1, value) for value in kind]):.2f}" for kind in kinds)
-        rows.append(["power", seconds, added, "", *([work] * (what != "text")), ""])
+            row = [f"{point['size']:,g}", f"{point['seconds']:.3g}", f"{point['added']:,.0f}", f"{point['peak']:,.0f}"]
+            speed = point["work"] / point["seconds"]
+            row += [f"{speed:.2f}"] if is_text else [f"{point['work'] / 1e9:,.1f}", f"{speed / 1e9:,.1f}"]
+            rows.append(row)
+        sizes = [point["size"] for point in points]
+        costs = ([max(0.1, point[name]) for point in points] for name in ("seconds", "added", "work"))
+        seconds, added, work = (f"{growth(sizes, values):.2f}" for values in costs)
+        rows.append(["power", seconds, added, "", *([] if is_text else [work]), ""])
         lines += [f"## {WORK[what].capitalize()}, by {what}", "", *markdown(rows), ""]
-    return "\n".join(
-        [
-            f"""\
+    return f"""\
 # How the cost grows
 
 Made by `python -m experiments.cost` from results/cost.json.
@@ -217,52 +185,45 @@ Measured once each, in fp32, in a process of its own with one thread: {here["cor
 
 `power` is the exponent p of the size^p that fits best: with 1 a cost grows in proportion, with 2 as the square.
 `memory added` is what the work added to the memory of its process, at the peak.
-""",
-            *lines,
-            ESTIMATES,
-            "",
-            estimate("124M parameters on one H100 (configs/gpu.yaml)", GPU, devices=1, rows=16),
-            "",
-            estimate("1.5B parameters on 64 H100", CLUSTER, devices=64, rows=4),
-            "",
-        ]
-    )
+
+{newline.join(lines)}
+{ESTIMATES}
+
+{estimate("124M parameters on one H100 (configs/gpu.yaml)", GPU, devices=1, rows=16)}
+{estimate("1.5B parameters on 64 H100", CLUSTER, devices=64, rows=4)}"""
 
 
 def estimate(title: str, config: ModelConfig, devices: int, rows: int) -> str:
-    """What a model would need on so many H100, as a section with the arithmetic shown."""
+    """What a model would need on so many H100, as a section that shows the arithmetic."""
     N, matrices, T = parameters(config), matrix_parameters(config), config.seq_len
     C, L, F, V = config.d_model, config.n_layer, config.d_ff, config.vocab_size
-    per_token, tokens = training_flops(config, T), TOKENS_PER_PARAMETER * N
-    seconds, at_once = training_seconds(config, tokens, devices), rows * T
-    memory, GB = budget(config, devices, at_once), 1e9
-    speed = devices * PEAK * UTILISATION
+    per_token, tokens, speed = training_flops(config, T), TOKENS_PER_PARAMETER * N, devices * PEAK * UTILISATION
+    seconds, memory = training_seconds(config, tokens, devices), memory_gigabytes(config, devices, rows * T)
     share = f" / {devices}" if devices > 1 else ""
-    lines = [
-        f"### {title}",
-        "",
-        f"{L} layers, {C} wide, {config.n_head} heads, d_ff {F}, {V:,} entries, length {T:,}.",
-        "",
-        "| what | arithmetic | comes to |",
-        "| --- | --- | --- |",
-        f"| numbers in matrices, N | {L} (4 x {C}^2 + 3 x {C} x {F}) + {V:,} x {C} | {matrices / 1e6:,.1f}M |",
-        f"| parameters | N + {2 * L + 1} norms of {C} | {N / 1e6:,.1f}M |",
-        f"| operations per token | 6 N + 6 x {L} x {C} x {T + 1:,} | {per_token / 1e9:,.2f} GFLOP |",
-        f"| tokens | {TOKENS_PER_PARAMETER} per parameter | {tokens / 1e9:,.1f}B |",
-        f"| operations | both multiplied | {per_token * tokens:.2e} FLOP |",
-        f"| speed | {devices} x 989 TFLOP/s x {UTILISATION:g} | {speed / 1e12:,.0f} TFLOP/s |",
-        f"| tokens per second | speed / operations per token | {speed / per_token:,.0f} |",
-        f"| time | operations / speed | {seconds / 3600:,.1f} hours |",
-        f"| weights, float32 | 4 bytes x parameters{share} | {memory.weights / GB:,.2f} GB per device |",
-        f"| gradients, float32 | 4 bytes x parameters{share} | {memory.gradients / GB:,.2f} GB |",
-        f"| optimiser, two means in float32 | 8 bytes x parameters{share} | {memory.optimizer / GB:,.2f} GB |",
-        f"| activations, {rows} x {T:,} tokens at once | {L} x 2 bytes x (8 x {C} + 4 x {F}) per token, and logits "
-        f"10 bytes x {V:,} | {memory.activations / GB:,.1f} GB |",
-        f"| together | | {memory.total / GB:,.1f} GB of 80 |",
-        f"| cache, bf16, one text of {T:,} tokens | 2 x {L} x {C} x 2 bytes per token | "
-        f"{cache_bytes(config, T, 2) / 1e6:,.0f} MB |",
-    ]
-    return "\n".join(lines)
+    return f"""\
+### {title}
+
+{L} layers, {C} wide, {config.n_head} heads, d_ff {F}, {V:,} entries, length {T:,}.
+
+| what | arithmetic | comes to |
+| --- | --- | --- |
+| numbers in matrices, N | {L} (4 x {C}^2 + 3 x {C} x {F}) + {V:,} x {C} | {matrices / 1e6:,.1f}M |
+| parameters | N + {2 * L + 1} norms of {C} | {N / 1e6:,.1f}M |
+| operations per token | 6 N + 6 x {L} x {C} x {T + 1:,} | {per_token / 1e9:,.2f} GFLOP |
+| tokens | {TOKENS_PER_PARAMETER} per parameter | {tokens / 1e9:,.1f}B |
+| operations | both multiplied | {per_token * tokens:.2e} FLOP |
+| speed | {devices} x 989 TFLOP/s x {UTILISATION:g} | {speed / 1e12:,.0f} TFLOP/s |
+| tokens per second | speed / operations per token | {speed / per_token:,.0f} |
+| time | operations / speed | {seconds / 3600:,.1f} hours |
+| weights, float32 | 4 bytes x parameters{share} | {memory["weights"]:,.2f} GB per device |
+| gradients, float32 | 4 bytes x parameters{share} | {memory["gradients"]:,.2f} GB |
+| optimiser, two means in float32 | 8 bytes x parameters{share} | {memory["optimizer"]:,.2f} GB |
+| activations, {rows} x {T:,} tokens at once | {L} x 2 bytes x (8 x {C} + 4 x {F}) per token, and logits 10 bytes x \
+{V:,} | {memory["activations"]:,.1f} GB |
+| together | | {sum(memory.values()):,.1f} GB of 80 |
+| cache, bf16, one text of {T:,} tokens | 2 x {L} x {C} x 2 bytes per token | \
+{cache_bytes(config, T, 2) / 1e6:,.0f} MB |
+"""
 
 
 ESTIMATES = f"""\
@@ -283,9 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         content: dict[str, Any] = {"versions": versions(), "commit": commit(), "points": []}
         for point in measure(SMALL, LENGTHS, MEGABYTES):
-            content["points"].append(asdict(point))
-            what = f"{WORK[point.what]}, {point.what} {point.size:,g} {UNITS[point.what]}"
-            print(f"{what}: {point.seconds:.3g} s, {point.peak:,.0f} MiB", flush=True)
+            content["points"].append(point)
+            what = f"{WORK[point['what']]}, {point['what']} {point['size']:,g} {UNITS[point['what']]}"
+            print(f"{what}: {point['seconds']:.3g} s, {point['peak']:,.0f} MiB", flush=True)
         write_whole(RESULTS / "cost.json", json.dumps(content, indent=2) + "\n")
     write_whole(RESULTS / "COST.md", page(json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))))
 

@@ -46,11 +46,9 @@ def test_memory_by_hand():
     cache = Transformer(config).new_cache(1, 3)
     assert cost.cache_bytes(config, 3, 4) == 4 * (cache.keys.numel() + cache.values.numel())
     assert cost.activation_bytes(config, 5) == 5 * (2 * 2 * (6 * 4 + 2 * 4 + 4 * 8) + 4 * 4 + 10 * 10)
-    shared = cost.budget(config, devices=4, tokens_at_once=5)
-    assert (shared.weights, shared.gradients, shared.optimizer) == tuple(
-        n * cost.parameters(config) / 4 for n in (4, 4, 8)
-    )
-    assert shared.total == sum((shared.weights, shared.gradients, shared.optimizer, shared.activations))
+    shared = cost.memory_gigabytes(config, devices=4, tokens_at_once=5)
+    by_hand = [n * cost.parameters(config) / 4 for n in (4, 4, 8)] + [cost.activation_bytes(config, 5)]
+    assert [1e9 * gigabytes for gigabytes in shared.values()] == pytest.approx(by_hand)
 
 
 def test_time_falls_with_devices_and_grows_with_tokens():
