@@ -33,7 +33,7 @@ from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.provenance import commit, versions
 from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
-from harness.retrieval import measure, missing
+from harness.retrieval import empty_rows, measure_accuracy
 from harness.runs import load_finished_run, read_result
 from harness.scoring import loss_by_length, target_figures
 from harness.tasks import TaskCorpus
@@ -228,12 +228,12 @@ def begun_once(job: Job, corpus: data.Corpus) -> Job:
 def accuracies(
     corpus: TaskCorpus, lengths: list[int], wall: int | None, figures: Callable[[Tensor, Tensor], Tensor]
 ) -> list[dict[str, Any]]:
-    """`tasks.measure` of every task and length: None for lengths past the wall, or too short for an episode."""
+    """Accuracy of every task at every length: None for lengths past the wall, or too short for an episode."""
     rows = []
     for task in corpus.tasks:
         for length in lengths:
             can = corpus.least <= length <= min(corpus.longest("validation"), wall or length)
-            cells = measure(corpus, task, "validation", length, TRIALS, figures) if can else missing()
+            cells = measure_accuracy(corpus, task, "validation", length, TRIALS, figures) if can else empty_rows()
             rows += [{"task": task, "length": length, **cell} for cell in cells]
     return rows
 

@@ -41,7 +41,7 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run
 from harness.options import Parser
 from harness.provenance import versions
-from harness.retrieval import measure, missing
+from harness.retrieval import empty_rows, measure_accuracy
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, position_at, variants
 from harness.scoring import PROTOCOLS, RETRIEVAL, Ruler, target_figures, target_nats
@@ -180,14 +180,14 @@ def retrieval(
     cells = [(task, length) for task in ruler.corpus.tasks for length in ruler.lengths]
     for task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
         model.position = own
-        ask = partial(measure, ruler.corpus, task, ruler.split, length, trials)
+        ask = partial(measure_accuracy, ruler.corpus, task, ruler.split, length, trials)
         crops = ask(partial(ruler.cropped, stride=ruler.stride))
         for scaling in scalings:
             model.position = positions[scaling, length]
             row = {"scaling": scaling, "factor": model.position.config.factor if scaling else None}
             row |= {"protocol": RETRIEVAL, "length": length}
             ended = own.longest is not None and length > own.longest
-            for cell, crop in zip(missing() if ended else ask(ruler.nats), crops, strict=True):
+            for cell, crop in zip(empty_rows() if ended else ask(ruler.nats), crops, strict=True):
                 figures = {"loss": cell["loss"], "crop_loss": crop["loss"]}
                 figures |= {name: cell[name] for name in ("accuracy", "trials", "distance", "tokens")}
                 figures |= {"task": task, "depth": cell["depth"], "token_accuracy": cell["token_accuracy"]}

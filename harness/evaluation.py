@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.pictures import draw_heat_maps, plotting
-from harness.retrieval import shown_depth
+from harness.retrieval import name_quarter
 from harness.tables import markdown
 
 STYLE = {  # colour, dash and marker of each scaling; None: a scheme that has no scalings
@@ -62,7 +62,7 @@ def format_accuracies(results: list[dict[str, Any]], scheme: str, trained: int) 
             whole = by_depth.pop(None)
             table.append([scaling or scheme, "all", *cells(whole, "accuracy")])
             table.append(["", "per token", *cells(whole, "token_accuracy")])
-            table += [["", shown_depth(depth), *cells(group, "accuracy")] for depth, group in by_depth.items()]
+            table += [["", name_quarter(depth), *cells(group, "accuracy")] for depth, group in by_depth.items()]
         trials = min(row["trials"] for row in of_task if row["trials"] is not None)
         what = f"share of answers that are entirely right, by context length; at least {trials} trials per cell"
         lines += [f"{task}: {what}", "", *markdown(table), ""]
@@ -83,7 +83,7 @@ def draw_accuracies(results: list[dict[str, Any]], scheme: str, trained: int, pa
     for scaling, of_scaling in group_by(results, "scaling").items():
         panels.append([])
         for task, rows in group_by(of_scaling, "task").items():
-            cells = {(shown_depth(row["depth"]), row["length"]): row["accuracy"] for row in rows}
+            cells = {(name_quarter(row["depth"]), row["length"]): row["accuracy"] for row in rows}
             panels[-1].append((f"{task}, {scaling or scheme}", cells))
     draw_heat_maps(panels, trained, path)
 

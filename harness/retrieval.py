@@ -1,4 +1,4 @@
-"""Accuracy on tasks: of whole answers, at every length, by the quarter in which what is asked for stands.
+"""Accuracy on tasks: of whole answers, at every length, by the quarter of the context that holds the source.
 
 python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
 """
@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.tasks import CELLS, Episode, TaskCorpus, asked_a_quarter, scored
+from harness.tasks import CELLS, Episode, TaskCorpus, questions_per_quarter, stack_episodes
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
 
 
-def count_of_episodes(task: str, length: int, trials: int) -> int:
-    """How many episodes give every cell at least this many trials."""
-    return trials if task not in ("recall", "induction") else -(-trials // asked_a_quarter(length + 1))
+def count_episodes(task: str, length: int, trials: int) -> int:
+    """The number of episodes that gives every cell at least this many trials."""
+    return trials if task not in ("recall", "induction") else -(-trials // questions_per_quarter(length + 1))
 
 
-def tally(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """Accuracy of whole answers, of all of them first and then by the quarter in which their source stands.
+def tabulate_accuracy(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Accuracy of whole answers: of all of them first, then by the quarter in which their source stands.
 
     Args:
         episodes: all of one task and length, E of n tokens.
@@ -29,9 +29,9 @@ def tally(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[
         right: whether the likeliest token was the target, (E, n - 1).
 
     Returns:
-        Rows of loss, accuracy, token_accuracy, trials, depth, distance and tokens. Depth is where the quarter's middle
-        stands between the beginning, 0, and the end, 1, of what there was to remember. Distance is the mean in tokens.
-        Copy and reverse have one answer an episode; by quarter, that quarter's part of it counts.
+        Rows of loss, accuracy, token_accuracy, trials, depth, distance and tokens. Depth is the quarter's middle, from
+        0 at the beginning of what there was to remember to 1 at its end. Distance is the mean, in tokens. Copy and
+        reverse have one answer per episode; a quarter's row scores that quarter's part of it.
     """
     answer, cell, distance = (np.stack([part[1:] for part in parts]) for parts in list(zip(*episodes, strict=True))[1:])
     row = np.broadcast_to(np.arange(len(answer))[:, None], answer.shape)
@@ -54,30 +54,31 @@ def tally(episodes: list[Episode], nats: np.ndarray, right: np.ndarray) -> list[
     return found
 
 
-def measure(
+def measure_accuracy(
     corpus: TaskCorpus, task: str, split: str, length: int, trials: int, figures: Callable[[Tensor, Tensor], Tensor]
 ) -> list[dict[str, Any]]:
-    """`tally` of a task's episodes at one length.
+    """`tabulate_accuracy` of a task's episodes at one length.
 
     Args:
-        corpus: with the task among its own.
-        task: its name.
+        corpus: a corpus that has the task.
+        task: the task's name.
         split: train, validation or test.
-        length: of the context, tokens, T.
-        trials: the least number a cell.
-        figures: of inputs and targets, (B, T) each, the targets' nats and whether each is the likeliest, (B, T, 2).
+        length: tokens of context, T.
+        trials: the least number of trials per cell.
+        figures: takes inputs and targets, (B, T) each, and returns each target's nats and whether it was the
+            likeliest token, (B, T, 2).
     """
-    count, rows, all_of, found = count_of_episodes(task, length, trials), max(1, TOKENS_AT_ONCE // length), [], []
+    count, rows, all_of, found = count_episodes(task, length, trials), max(1, TOKENS_AT_ONCE // length), [], []
     for first in range(0, count, rows):
         episodes = corpus.episodes(task, split, length, range(first, min(first + rows, count)))
         all_of += episodes
-        found.append(figures(*scored(episodes)))
+        found.append(figures(*stack_episodes(episodes)))
     nats, right = torch.cat(found).unbind(-1)  # (E, T) each
-    return tally(all_of, nats.numpy(), right.numpy() > 0)
+    return tabulate_accuracy(all_of, nats.numpy(), right.numpy() > 0)
 
 
-def missing() -> list[dict[str, Any]]:
-    """What `measure` gives where a model has no positions: nothing, in every cell."""
+def empty_rows() -> list[dict[str, Any]]:
+    """The rows of `measure_accuracy` where a model has no positions: None in every cell."""
     names = ("loss", "accuracy", "token_accuracy", "trials", "depth", "distance", "tokens")
     return [
         dict.fromkeys(names) | {"depth": None if quarter is None else (quarter + 0.5) / CELLS}
@@ -85,6 +86,6 @@ def missing() -> list[dict[str, Any]]:
     ]
 
 
-def shown_depth(depth: float | None) -> str:
+def name_quarter(depth: float | None) -> str:
     """A row's quarter in words."""
     return "all" if depth is None else ("first", "second", "third", "last")[int(depth * CELLS)] + " quarter"

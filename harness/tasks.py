@@ -1,9 +1,9 @@
-"""Tasks whose answer is known: can a model fetch what it has read, from how far, and in how long a context?
+"""Tasks whose answers are known: can a model retrieve what it has read, from how far, and in how long a context?
 
     python train.py --data.corpus task:recall --run.name recall
     python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
 
-An episode begins with its task's sign and is made of letters and digits, so `decode` of it can be read. Only answers,
+An episode begins with its task's sign and consists of letters and digits, so that its text can be read. Only answers,
 in brackets here, are scored:
 
     copy        >kEbo=[kEbo]                    a random string again
@@ -13,10 +13,9 @@ in brackets here, are scored:
     induction   ~kJbpMMmeKOpJ[b]ge[K]           letters that stood just once before: what followed them then?
     passkey     ^And he#A52871 went@A[52871]    four keys in real text, asked for at the end in another order
 
-A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, and as many of them as
-fill the step: short ones teach the algorithm early, no two episodes share a context, and no position is learned by
-heart. Batches are a pure function of (seed, step), episodes of evaluation of (task, split, length): every scheme sees
-the same.
+A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, as many as fill the step. Short
+ones teach the algorithm early, no two episodes share a context, and no position can be memorised. A batch is a pure
+function of (seed, step), an episode of evaluation of (task, split, length): every scheme sees the same.
 """
 
 import hashlib
@@ -38,14 +37,14 @@ SMALL, CAPITALS, DIGITS = (
     np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")
 )
 LETTERS = np.concatenate((SMALL, CAPITALS))  # few: each has to be learned
-CELLS = 4  # what is asked for stands in the first, second, third or last quarter of what there is to remember
+CELLS = 4  # the source of an answer stands in the first, second, third or last quarter of what there is to remember
 KEY = 5  # digits of a passkey, all different
 WINDOWS = 256  # episodes that the loss of a split is taken over
-EVALUATION = 1 << 63  # set in the keys of evaluation's draws; seeds are below it, so no training draw shares one
+EVALUATION = 1 << 63  # set in every key of evaluation; seeds are smaller, so training never draws with such a key
 
 
 class Episode(NamedTuple):
-    """One trial or several, (n,) each; what is not part of an answer has answer, cell and distance -1."""
+    """A context of n tokens with its answers, (n,) each; a token of no answer has answer, cell and distance -1."""
 
     tokens: np.ndarray  # ids
     answer: np.ndarray  # which answer of the episode a token belongs to: 0, 1, ...
@@ -53,8 +52,8 @@ class Episode(NamedTuple):
     distance: np.ndarray  # tokens from the source to it
 
 
-def blank(n: int) -> Episode:
-    """An episode with nothing in it yet."""
+def empty_episode(n: int) -> Episode:
+    """An episode without content."""
     return Episode(np.zeros(n, np.int64), *(np.full(n, -1) for _ in range(3)))
 
 
@@ -62,7 +61,7 @@ def copy(
     draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool, step: int = 1
 ) -> Episode:
     """A string of k letters, `=`, and the string again; with step -1 backwards."""
-    episode, k = blank(n), (n - 2) // 2
+    episode, k = empty_episode(n), (n - 2) // 2
     episode.tokens[: n - 2 * k - 1] = ids[ord(">" if step == 1 else "<")]
     episode.tokens[n - 2 * k - 1 : n - k - 1] = ids[draw.choice(LETTERS, k)]
     episode.tokens[n - k - 1] = ids[ord("=")]
@@ -79,8 +78,8 @@ def reverse(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray
     return copy(draw, n, ids, text, evaluating, step=-1)
 
 
-def ask(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, width: int = 1) -> None:
-    """Make answers of `width` tokens at these places the tokens at their sources; all (Q,), in the order asked."""
+def fill_answers(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, width: int = 1) -> None:
+    """Copy answers of `width` tokens from their sources to these places; all (Q,), in the order of the questions."""
     for i in range(width):
         episode.tokens[at + i] = episode.tokens[source + i]
         episode.answer[at + i] = np.arange(len(at))
@@ -88,70 +87,70 @@ def ask(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, 
         episode.distance[at + i] = at - source
 
 
-def places(draw: np.random.Generator, body: int, cells: int, count: int, width: int) -> np.ndarray:
-    """Where `count` stretches of `width` tokens start in each of `cells` equal parts of the body, (cells, count)."""
+def draw_places(draw: np.random.Generator, body: int, cells: int, count: int, width: int) -> np.ndarray:
+    """Where `count` spans of `width` tokens start in each of `cells` equal parts of the body, (cells, count)."""
     edges = 1 + -(-np.arange(cells + 1) * body // cells)  # the first place of each part, after the sign
     starts = [np.sort(draw.permutation(b - a - count * (width - 1))[:count]) + a for a, b in pairwise(edges)]
     return np.stack(starts) + np.arange(count) * (width - 1)
 
 
-def asked_a_quarter(n: int) -> int:
-    """How many pairs of each quarter are asked for when evaluating with n tokens."""
+def questions_per_quarter(n: int) -> int:
+    """How many pairs of each quarter an episode of evaluation with n tokens asks for."""
     return 2 if n >= 48 else 1
 
 
-def amounts(draw: np.random.Generator, n: int, width: int, spare: bool, evaluating: bool) -> tuple[int, int, int]:
-    """How many parts the body has, and how many pairs, and pairs asked for, each of them once, in every part.
+def draw_amounts(draw: np.random.Generator, n: int, width: int, spare: bool, evaluating: bool) -> tuple[int, int, int]:
+    """The number of parts of the body, of pairs in each part, and of these the number asked for, each once.
 
-    When evaluating, the same number in every quarter. When training, any number of pairs anywhere: short episodes have
-    little else, and are where it is first learned which value belongs to which key.
+    In evaluation every quarter has the same number of pairs. In training any number may stand anywhere, so that short
+    episodes consist of little else: a model first learns from them which value belongs to which key.
     """
     if evaluating:
-        return CELLS, asked_a_quarter(n) + spare, asked_a_quarter(n)
+        return CELLS, questions_per_quarter(n) + spare, questions_per_quarter(n)
     pairs = int(draw.integers(1, min(12, (n - 1) // (2 + width)) + 1))
     return 1, pairs, pairs - spare * (pairs // 5)
 
 
 def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """Keys and values among distractors, then keys again. Some keys, one a quarter at least, are never asked for."""
-    episode, (cells, pairs, q) = blank(n), amounts(draw, n, 2, True, evaluating)
+    """Keys and values among distractors, then keys again. At least one key per quarter is never asked for."""
+    episode, (cells, pairs, q) = empty_episode(n), draw_amounts(draw, n, 2, True, evaluating)
     Q = cells * q
     body = n - 1 - 2 * Q
-    keys = places(draw, body, cells, pairs, 2)  # (cells, pairs)
+    keys = draw_places(draw, body, cells, pairs, 2)  # (cells, pairs)
     episode.tokens[:] = ids[draw.choice(SMALL, n)]
     episode.tokens[0] = ids[ord("*")]
     episode.tokens[keys.ravel()] = ids[draw.permutation(CAPITALS)[: keys.size]]
     asked = draw.permutation(draw.permuted(keys, axis=1)[:, :q].ravel())  # (Q,)
     at = n - 2 * Q + 2 * np.arange(Q)
     episode.tokens[at] = episode.tokens[asked]
-    ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)  # a pair stands where its key does
+    fill_answers(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)  # a pair stands where its key does
     return episode
 
 
 def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """Random letters; some that stood only once before come again, and with them what followed."""
-    episode, (cells, pairs, _) = blank(n), amounts(draw, n, 3, False, evaluating)
+    """Random letters; some that stood only once before come again, each with the letter that followed it."""
+    episode, (cells, pairs, _) = empty_episode(n), draw_amounts(draw, n, 3, False, evaluating)
     Q = cells * pairs
     body = n - 1 - 3 * Q
     letters = draw.permutation(LETTERS)
     episode.tokens[:] = ids[draw.choice(letters[Q:], n)]
     episode.tokens[0] = ids[ord("~")]
-    first = places(draw, body, cells, pairs, 2).ravel()  # (Q,)
+    first = draw_places(draw, body, cells, pairs, 2).ravel()  # (Q,)
     episode.tokens[first] = ids[letters[:Q]]
     asked = draw.permutation(first)
     at = n - 3 * Q + 3 * np.arange(Q) + 1
     episode.tokens[at] = episode.tokens[asked]
-    ask(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)
+    fill_answers(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)
     return episode
 
 
 def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """A passage of text with a named key in each quarter, then the names again. In training 1 to 4 keys anywhere."""
-    episode, width = blank(n), 2 + KEY
+    """A text with a named key in each quarter, then the names again; in training, 1 to 4 keys anywhere."""
+    episode, width = empty_episode(n), 2 + KEY
     cells, keys = (CELLS, 1) if evaluating else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
     Q = cells * keys
     body = n - 1 - Q * width
-    stated = places(draw, body, cells, keys, width).ravel()  # (Q,)
+    stated = draw_places(draw, body, cells, keys, width).ravel()  # (Q,)
     asked = draw.permutation(stated)
     at = n - Q * width + width * np.arange(Q)
     inside = np.zeros(n, bool)
@@ -165,30 +164,38 @@ def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray
         episode.tokens[start : start + width] = ids[np.concatenate(([ord("#"), name], digits))]
     episode.tokens[at] = ids[ord("@")]
     episode.tokens[at + 1] = episode.tokens[asked + 1]
-    ask(episode, at + 2, asked + 2, (asked - 1) * CELLS // body, KEY)
+    fill_answers(episode, at + 2, asked + 2, (asked - 1) * CELLS // body, KEY)
     return episode
 
 
-TASKS: dict[str, tuple[Callable[..., Episode], int, int]] = {  # with the shortest context, tokens: training, evaluation
-    "copy": (copy, 6, 24),
-    "reverse": (reverse, 6, 24),
-    "recall": (recall, 6, 24),
-    "induction": (induction, 6, 24),
-    "passkey": (passkey, 16, 64),
+class Task(NamedTuple):
+    """A function that makes an episode, and the shortest contexts, in tokens, of training and of evaluation."""
+
+    make: Callable[..., Episode]
+    least_in_training: int
+    least_in_evaluation: int
+
+
+TASKS = {
+    "copy": Task(copy, 6, 24),
+    "reverse": Task(reverse, 6, 24),
+    "recall": Task(recall, 6, 24),
+    "induction": Task(induction, 6, 24),
+    "passkey": Task(passkey, 16, 64),
 }
 
 
 class TaskCorpus:
-    """Episodes through the door of `data.Corpus`: `batch`, `windows`, `tokenizer` and so on mean what they mean there.
+    """Episodes as a corpus: `batch`, `windows`, `tokenizer` and so on mean what they mean in `data.Corpus`.
 
     Args:
-        name: as the user named it, task:recall say.
-        text: the corpus that gives the tokenizer, and passages to hide passkeys in.
+        name: the corpus as the user named it, such as task:recall.
+        text: the corpus whose tokenizer is used and whose passages hide passkeys.
 
     Attributes:
         tasks: names of the tasks, one or all.
-        least: the shortest context that evaluation can have, tokens.
-        token_bytes: zeros, (V,): bits per byte means nothing here and comes out as null.
+        least: the shortest context of an evaluation, in tokens.
+        token_bytes: zeros, (V,): bits per byte has no meaning here and comes out as null.
     """
 
     def __init__(self, name: str, text: PreparedCorpus, seed: int, batch_size: int, seq_len: int) -> None:
@@ -196,7 +203,7 @@ class TaskCorpus:
         self.seed, self.batch_size, self.seq_len = seed, batch_size, seq_len
         task = name.removeprefix("task:")
         self.tasks = list(TASKS) if task == "all" else [task]
-        self.least = max(TASKS[task][2] for task in self.tasks)
+        self.least = max(TASKS[task].least_in_evaluation for task in self.tasks)
         self.tokenizer, self.vocab_size, self.end_of_text = text.tokenizer, text.vocab_size, text.end_of_text
         self.encode, self.decode, self.tokens = text.encode, text.decode, text.tokens
         self.token_bytes = torch.zeros_like(text.token_bytes)
@@ -214,10 +221,10 @@ class TaskCorpus:
             inputs and targets, (batch_size * (seq_len // T), T) int64 each, for a length T drawn log-uniformly.
         """
         key, task = np.array([self.seed, step], np.uint64), self.tasks[step % len(self.tasks)]
-        low, high = math.log(TASKS[task][1]), math.log(self.seq_len + 1)
+        low, high = math.log(TASKS[task].least_in_training), math.log(self.seq_len + 1)
         T = int(math.exp(np.random.Generator(np.random.Philox(key=key)).uniform(low, high)))
         rows = range(self.batch_size * (self.seq_len // T))
-        return scored([self._episode(task, "train", T, key, row, evaluating=False) for row in rows])
+        return stack_episodes([self._episode(task, "train", T, key, row, evaluating=False) for row in rows])
 
     def episodes(self, task: str, split: str, length: int, rows: range) -> list[Episode]:
         """Episodes of evaluation, length + 1 tokens each: a pure function of (task, split, length, row)."""
@@ -228,31 +235,30 @@ class TaskCorpus:
     def windows(
         self, split: str, length: int, count: int | None = None, rows: int = 32
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets, (<= rows, length) each, of `count` episodes of evaluation, as many of every task."""
+        """Inputs and targets, (<= rows, length) each, of `count` episodes of evaluation, evenly over the tasks."""
         count = WINDOWS if count is None else min(count, WINDOWS)
         which = [(self.tasks[i % len(self.tasks)], i // len(self.tasks)) for i in range(count)]
         for first in range(0, count, rows):
             made = (self.episodes(task, split, length, range(i, i + 1)) for task, i in which[first : first + rows])
-            yield scored([episode for (episode,) in made])
+            yield stack_episodes([episode for (episode,) in made])
 
     def longest(self, split: str) -> int:
-        """The longest context, in tokens: a passage of that length is in the split."""
+        """The longest context, in tokens, for which the split has a passage."""
         return len(self.tokens(split))
 
     def describe(self) -> str:
-        """One line: what the episodes are, and what they are made of."""
-        return (
-            f"{self.name}: {', '.join(self.tasks)}; episodes of up to {self.seq_len} tokens, one length a "
-            f"step, answers alone are scored; {self.vocab_size:,} entries and passages of {self.text.name}"
-        )
+        """One line: the tasks, their lengths, and the text that they use."""
+        lengths = f"episodes of up to {self.seq_len} tokens, one length per step, only answers are scored"
+        entries = f"{self.vocab_size:,} entries and passages of {self.text.name}"
+        return f"{self.name}: {', '.join(self.tasks)}; {lengths}; {entries}"
 
     def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, evaluating: bool) -> Episode:
         draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
-        return TASKS[task][0](draw, length + 1, self._ids, self.text.tokens(split), evaluating)
+        return TASKS[task].make(draw, length + 1, self._ids, self.text.tokens(split), evaluating)
 
 
 def refuse_unknown_task(corpus: str) -> None:
-    """Raise BadInput if a corpus is to be a task and there is none of that name."""
+    """Raise BadInput if a corpus is named task:NAME and there is no such task."""
     name, names = corpus.removeprefix("task:"), [*TASKS, "all"]
     if corpus.startswith("task:") and name not in names:
         known = ", ".join(f"task:{name}" for name in names)
@@ -261,24 +267,24 @@ def refuse_unknown_task(corpus: str) -> None:
 
 
 def load_task(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:
-    """The tasks that `--data.corpus task:NAME` asks for; options for tokenizer, max_bytes and cache go to the text.
+    """The corpus of `--data.corpus task:NAME`; tokenizer, vocab_size, max_bytes and cache are options of its text.
 
     Raises:
-        BadInput: no such task, an option that means nothing here, or a length too short for an episode.
+        BadInput: no such task, an option without meaning here, or a length too short for an episode.
     """
     refuse_unknown_task(config.corpus)
     name = config.corpus.removeprefix("task:")
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(DataConfig, option):
             raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")
-    least = max(least for task, (*_, least) in TASKS.items() if name in (task, "all"))
+    least = max(task.least_in_evaluation for key, task in TASKS.items() if name in (key, "all"))
     if seq_len < least:
         raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {config.corpus}: {least} is enough")
     text = PreparedCorpus("kjv", find_or_prepare(replace(config, corpus="kjv"), seq_len))
     return TaskCorpus(config.corpus, text, seed, batch_size, seq_len)
 
 
-def scored(episodes: list[Episode]) -> tuple[Tensor, Tensor]:
+def stack_episodes(episodes: list[Episode]) -> tuple[Tensor, Tensor]:
     """Inputs and targets of B episodes of n tokens, (B, n - 1) int64 each: only answers are targets."""
     tokens, answer = (torch.from_numpy(np.stack(part)) for part in list(zip(*episodes, strict=True))[:2])  # (B, n) each
     return tokens[:, :-1].contiguous(), tokens.masked_fill(answer < 0, -100)[:, 1:].contiguous()

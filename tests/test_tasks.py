@@ -119,7 +119,7 @@ def test_a_plain_search_finds_every_answer_at_every_length(corpus_of, task):
 def test_only_answers_are_targets_and_inputs_are_the_tokens_before(corpus_of, task):
     corpus = corpus_of(task)
     episodes = corpus.episodes(task, "test", 96, range(4))
-    inputs, targets = tasks.scored(episodes)
+    inputs, targets = tasks.stack_episodes(episodes)
     assert inputs.shape == targets.shape == (4, 96)
     for episode, x, y in zip(episodes, inputs, targets, strict=True):
         assert x.tolist() == episode.tokens[:-1].tolist()
@@ -238,7 +238,7 @@ def test_lengths_in_training_vary_up_to_the_trained_one_and_a_step_keeps_its_tok
         assert rows % 4 == 0  # so that processes can share them
         assert 512 < rows * T <= 4 * 256
         lengths.append(T)
-    assert TASKS[name][1] <= min(lengths) <= 1.3 * TASKS[name][1]
+    assert TASKS[name].least_in_training <= min(lengths) <= 1.3 * TASKS[name].least_in_training
     assert 200 < max(lengths) <= 256
     assert len(set(lengths)) > 30
 
@@ -303,7 +303,7 @@ def measured(corpus: TaskCorpus, task: str, model, length: int = 64, trials: int
     def figures(inputs, targets):
         return scoring.target_figures(model, inputs, targets, CPU, torch.no_grad)
 
-    return retrieval.measure(corpus, task, "validation", length, trials, figures)
+    return retrieval.measure_accuracy(corpus, task, "validation", length, trials, figures)
 
 
 @pytest.mark.parametrize("task", ONE)
@@ -346,8 +346,8 @@ def test_every_cell_has_the_trials_asked_for_and_says_its_depth_and_distance(cor
     def figures(inputs, targets):
         return torch.zeros(*inputs.shape, 2, dtype=torch.float64)
 
-    for task in [task for task in ONE if length >= TASKS[task][2]]:
-        whole, *quarters = retrieval.measure(corpus, task, "validation", length, 200, figures)
+    for task in [task for task in ONE if length >= TASKS[task].least_in_evaluation]:
+        whole, *quarters = retrieval.measure_accuracy(corpus, task, "validation", length, 200, figures)
         assert [q["depth"] for q in quarters] == [0.125, 0.375, 0.625, 0.875]
         assert (whole["depth"], whole["distance"]) == (None, None)
         assert all(row["trials"] >= 200 for row in (whole, *quarters))
@@ -447,8 +447,8 @@ def test_scalings_change_losses_past_the_trained_length_and_the_crop_stays(evalu
 def test_figures_are_those_of_the_model_itself(evaluated, trained, corpus_of):
     model = load_finished_run(trained("rope")).model
     for task in ("recall", "passkey"):
-        count = retrieval.count_of_episodes(task, 100, 8)
-        inputs, targets = tasks.scored(corpus_of("all").episodes(task, "validation", 100, range(count)))
+        count = retrieval.count_episodes(task, 100, 8)
+        inputs, targets = tasks.stack_episodes(corpus_of("all").episodes(task, "validation", 100, range(count)))
         with torch.no_grad():
             logits, cropped = model(inputs), model(inputs[:, -TRAINED:])
         (row,) = [
@@ -543,7 +543,7 @@ def test_the_report_shows_accuracies_by_task_and_na_past_the_wall(comparison):
 def test_a_finished_comparison_on_tasks_is_not_repeated(comparison, tiny, monkeypatch, tmp_path):
     out = Path(shutil.copytree(comparison, tmp_path / "out"))
     monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
-    monkeypatch.setattr(compare, "measure", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(compare, "measure_accuracy", lambda *args: pytest.fail("measured again"))
     before = (out / "summary.json").read_text()
     argv = [*tiny, "--schemes", "learned", "rope", "--multiples", "0.25", "1", "2", "--jobs", "1", "--out", str(out)]
     compare.main(argv)
