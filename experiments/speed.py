@@ -23,7 +23,6 @@ import importlib.util
 import itertools
 import json
 import math
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -52,6 +51,9 @@ from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 
 SHAPES = [(128, 4), (256, 6)]  # d_model and n_layer, with 4 heads
+LENGTH, TURN = 256, 0.5  # tokens per row of training; seconds that a turn lasts at least
+TOKENS, MEGABYTES = [200, 2000], [10, 200]  # to generate; of text to prepare, the speed of the smallest
+TRAINER_FLAGS = ["--run.wandb", "disabled"]  # options of train.py
 PEERS = ("transformers", "accelerate")
 CPU = torch.device("cpu")
 
@@ -80,7 +82,7 @@ def list_shapes(asked: Any, default: list[tuple[int, int]]) -> Iterator[ModelCon
         default = [(asked.d_model or SHAPES[0][0], asked.n_layer or SHAPES[0][1])]
     for d_model, n_layer in default:
         try:
-            config = ModelConfig(vocab_size=ENTRIES, d_model=d_model, n_layer=n_layer, seq_len=asked.seq_len)
+            config = ModelConfig(vocab_size=ENTRIES, d_model=d_model, n_layer=n_layer, seq_len=LENGTH)
         except ValueError as error:
             raise BadInput(f"--{str(error).replace('model.', '')}") from error
         yield config
@@ -112,7 +114,7 @@ def bench_train(asked: Any) -> Cases:
         size = min(2048, 8 * config.d_model)
         a, b = (torch.ones(size, size, dtype={"bf16": torch.bfloat16}.get(precision)) for _ in range(2))
         contenders["matrix product"] = partial(torch.matmul, a, b)
-        seconds = take_turns(contenders, asked.repeats, asked.seconds)
+        seconds = take_turns(contenders, asked.repeats, TURN)
         tokens = rates(seconds, asked.batch_size * config.seq_len)
         worth = 2 * size**3 / training_flops(config, config.seq_len)  # tokens, in operations, of a matrix product
         tokens["matrix product"] = [worth / s for s in seconds["matrix product"]]
@@ -129,7 +131,7 @@ def bench_train(asked: Any) -> Cases:
 
 
 def bench_rope(asked: Any) -> Cases:
-    shape = min(8, asked.batch_size), 8, min(1024, 4 * asked.seq_len), 64  # (B, H, T, D): (8, 8, 1024, 64) by default
+    shape = min(8, asked.batch_size), 8, min(1024, 4 * LENGTH), 64  # (B, H, T, D): (8, 8, 1024, 64) by default
     draw = torch.Generator().manual_seed(0)
     q, k = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
     theta, _ = frequencies(RopeConfig(), shape[3], shape[2])
@@ -150,7 +152,7 @@ def bench_rope(asked: Any) -> Cases:
         twice = [torch.cat((part, part), dim=-1)[None] for part in (cos, sin)]  # (1, T, D) each, as it wants them
         contenders["transformers"] = partial(apply_rotary_pos_emb, q, k, *twice)
     with torch.inference_mode():
-        seconds = take_turns(contenders, asked.repeats, asked.seconds)
+        seconds = take_turns(contenders, asked.repeats, TURN)
     milliseconds = {name: [1000 * s for s in values] for name, values in seconds.items()}
     for name in ours:
         case = f"q and k of {shape}, {name}"
@@ -162,7 +164,7 @@ def bench_rope(asked: Any) -> Cases:
 
 def bench_generate(asked: Any) -> Cases:
     prompt, limit = list(range(1, 9)), "one vector times all matrices"
-    for config, tokens in itertools.product(list(list_shapes(asked, SHAPES[1:])), asked.tokens):
+    for config, tokens in itertools.product(list(list_shapes(asked, SHAPES[1:])), TOKENS):
         model = Transformer(config).eval()
         weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
 
@@ -183,7 +185,7 @@ def bench_generate(asked: Any) -> Cases:
             other = llama(config, length=len(prompt) + tokens).eval()
             options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}
             contenders["transformers"] = partial(other.generate, torch.tensor([prompt]), **options)
-        speeds = rates(take_turns(contenders, asked.repeats, asked.seconds), tokens)
+        speeds = rates(take_turns(contenders, asked.repeats, TURN), tokens)
         for way in ours:
             case = f"{tokens} tokens, {config.d_model} wide, {config.n_layer} layers, fp32, {way}"
             yield compare_rounds("generate", case, "tokens/s", speeds, way, ["transformers"], limit), speeds
@@ -194,8 +196,8 @@ def bench_generate(asked: Any) -> Cases:
 
 def bench_data(asked: Any) -> Cases:
     with tempfile.TemporaryDirectory() as name:
-        folder, count, smallest = Path(name), itertools.count(), min(asked.megabytes)
-        texts = {size: folder / f"{size:g}.txt" for size in asked.megabytes}
+        folder, count, smallest = Path(name), itertools.count(), min(MEGABYTES)
+        texts = {size: folder / f"{size:g}.txt" for size in MEGABYTES}
         for size, text in texts.items():
             write_text(text, size)
         tokenizer = learn_tokenizer(texts[smallest], folder)
@@ -208,7 +210,7 @@ def bench_data(asked: Any) -> Cases:
                 Tokenizer.from_file(str(tokenizer)).encode_batch_fast, pieces, add_special_tokens=False
             ),
         }
-        speeds = rates(take_turns(contenders, min(3, asked.repeats), asked.seconds), tokens)
+        speeds = rates(take_turns(contenders, min(3, asked.repeats), TURN), tokens)
         case = f"preparing {smallest:g} MB"
         yield compare_rounds("data", case, "tokens/s", speeds, "ours", ["tokenizers"]), speeds
         for size, path in texts.items():
@@ -247,8 +249,7 @@ def train_for(
 
 def bench_trainer(asked: Any) -> Cases:
     """Bits per byte of the validation split after so many seconds of training, ours and the Trainer's."""
-    flags = ["--run.wandb", "disabled", *shlex.split(asked.flags)]
-    _, texts, shape, config = train.parse(flags, train.make_parser("experiments.speed", ""))
+    _, texts, shape, config = train.parse(TRAINER_FLAGS, train.make_parser("experiments.speed", ""))
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
     shape = train.with_vocabulary(shape, corpus)
@@ -282,7 +283,7 @@ def bench_trainer(asked: Any) -> Cases:
 
 BENCHES = {"train": bench_train, "rope": bench_rope, "generate": bench_generate}
 BENCHES |= {"data": bench_data, "trainer": bench_trainer}
-OPTIONS = ("repeats", "seconds", "d_model", "n_layer", "batch_size", "seq_len", "compile")  # kept in the file
+OPTIONS = ("repeats", "d_model", "n_layer", "batch_size", "compile")  # kept in the file
 
 
 def refuse_wrong(asked: Any) -> None:
@@ -290,16 +291,11 @@ def refuse_wrong(asked: Any) -> None:
     for name in asked.benches:
         if name not in BENCHES:
             raise BadInput(f"{name} is none of {', '.join(BENCHES)}{nearest(name, BENCHES)}")
-    for name in ("repeats", "d_model", "n_layer", "batch_size", "seq_len", "threads"):
+    for name in ("repeats", "d_model", "n_layer", "batch_size", "threads"):
         if (value := getattr(asked, name)) is not None and value < 1:
             raise BadInput(f"--{name} {value} must be at least 1")
-    for name in ("seconds", "train_seconds"):
-        if not 0 < getattr(asked, name) < math.inf:
-            raise BadInput(f"--{name} {getattr(asked, name):g} must be above 0 and finite")
-    for name in ("tokens", "megabytes"):
-        values = getattr(asked, name)
-        if not values or not all(0 < value < math.inf for value in values):
-            raise BadInput(f"--{name} {values} must be one or more numbers above 0")
+    if not 0 < asked.train_seconds < math.inf:
+        raise BadInput(f"--train_seconds {asked.train_seconds:g} must be above 0 and finite")
     list(list_shapes(asked, SHAPES))  # refuses widths that cannot be
     if asked.out is not None:
         refuse_unwritable("out", Path(asked.out))
@@ -314,17 +310,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")
     parser.add_argument("--note", type=str, default="", help="a remark that is kept with the figures")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all contenders take turns")
-    parser.add_argument("--seconds", type=float, default=0.5, help="how long a turn lasts at least")
     parser.add_argument("--d_model", type=int | None, default=None, help="width; 128 and 256 if not given")
     parser.add_argument("--n_layer", type=int | None, default=None, help="layers; 4 and 6 if not given")
     parser.add_argument("--batch_size", type=int, default=32, help="rows of a training step")
-    parser.add_argument("--seq_len", type=int, default=256, help="tokens per row")
-    parser.add_argument("--tokens", type=list[int], default=[200, 2000], help="to generate: [200,2000]")
     parser.add_argument("--threads", type=int | None, default=None, help="of PyTorch; its own choice if not given")
     parser.add_argument("--compile", type=bool, default=True, help="whether to measure compiled models too")
-    parser.add_argument("--megabytes", type=list[float], default=[10, 200], help="texts of data: speed at the smallest")
     parser.add_argument("--train_seconds", type=float, default=120, help="of trainer: how long each side trains")
-    parser.add_argument("--flags", type=str, default="", help="of trainer: options of train.py, in quotes")
     asked = parser.parse_args(argv)
     refuse_wrong(asked)
     missing.clear()

@@ -14,12 +14,14 @@ from experiments import speed
 from harness.timing import Row, Taken, times_better
 
 KEYS = {"bench", "case", "unit", "ours", "peers", "limit", "ratio", "ratio_low", "ratio_high"}
-TINY = ["--d_model", "16", "--n_layer", "1", "--seq_len", "16", "--batch_size", "2", "--repeats", "2"]
-TINY += ["--seconds", "0.001", "--threads", "1", "--compile", "false"]
+TINY = ["--d_model", "16", "--n_layer", "1", "--batch_size", "2", "--repeats", "2", "--threads", "1"]
+TINY += ["--compile", "false"]
 
 
 @pytest.fixture(autouse=True)
-def in_fp32(monkeypatch):
+def tiny(monkeypatch):
+    for name, value in (("LENGTH", 16), ("TURN", 0.001), ("TOKENS", [3]), ("MEGABYTES", [0.05, 0.1])):
+        monkeypatch.setattr(speed, name, value)
     pick = speed.devices.pick_precision
     monkeypatch.setattr(speed.devices, "pick_precision", lambda _, device: pick("fp32", device))
 
@@ -57,7 +59,7 @@ def test_the_file_has_rows_of_exactly_the_stated_keys(tmp_path):
 
 
 def test_generation_is_timed_beside_transformers():
-    (row,) = rows_of(["generate", "--tokens", "[3]"]).values()
+    (row,) = rows_of(["generate"]).values()
     assert row.unit == "tokens/s"
     assert set(row.peers) == {"transformers"}
     assert row.limit > 0
@@ -65,7 +67,7 @@ def test_generation_is_timed_beside_transformers():
 
 def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
     monkeypatch.setattr(speed, "run_apart", lambda work, *arguments: Taken(work(*arguments), 1.0, 3.0, 2.0))
-    rows = rows_of(["data", "--megabytes", "[0.05, 0.1]", "--repeats", "1"])
+    rows = rows_of(["data", "--repeats", "1"])
     assert set(rows["preparing 0.05 MB"].peers) == {"tokenizers"}
     assert {case for case, row in rows.items() if row.unit == "MiB"} == {
         *("anonymous memory, preparing 0.05 MB", "anonymous memory, preparing 0.1 MB")
@@ -95,9 +97,8 @@ def test_a_machine_that_keeps_no_pace_ends_after_four_runs_as_they_came_out():
 def test_both_sides_train_for_the_seconds_asked(small, monkeypatch):
     pytest.importorskip("accelerate")
     monkeypatch.setattr(speed, "train_for", partial(speed.train_for, steps=2))
-    flags = " ".join(small[:-4])  # precision, device, threads and wandb: the benchmark sets its own
-    asked = ["trainer", *TINY, "--train_seconds", "0.05", "--flags", f"{flags} --run.precision fp32"]
-    (row,) = (Row(**row) for row in speed.main(asked)["rows"])
+    monkeypatch.setattr(speed, "TRAINER_FLAGS", small)
+    (row,) = (Row(**row) for row in speed.main(["trainer", *TINY, "--train_seconds", "0.05"])["rows"])
     assert set(row.peers) == {"transformers Trainer"}
     assert (row.unit, row.ratio_low == row.ratio_high) == ("bits/byte", True)
     assert 0 < row.ours < 20
@@ -131,13 +132,11 @@ def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkey
     [
         (["trian"], ["trian", "did you mean train"]),
         (["train", "--repeats", "0"], ["--repeats 0", "at least 1"]),
-        (["train", "--seconds", "0"], ["--seconds 0", "above 0"]),
+        (["trainer", "--train_seconds", "0"], ["--train_seconds 0", "above 0"]),
         (["train", "--threads", "0"], ["--threads 0", "at least 1"]),
         (["train", "--batch_size", "none"], ["--batch_size", "none", "int"]),
         (["train", "--d_model", "130"], ["--d_model 130", "128", "132"]),
         (["train", "--widht", "3"], ["--widht"]),
-        (["generate", "--tokens", "[]"], ["--tokens", "above 0"]),
-        (["data", "--megabytes", "[0]"], ["--megabytes", "above 0"]),
         (["rope", "--out", "/nowhere/bench.json"], ["--out /nowhere/bench.json", "cannot be written"]),
     ],
     ids=" ".join,
