@@ -35,7 +35,7 @@ def byte_characters() -> list[str]:
 
 
 def make_tokenizer(kind: str, vocab_size: int, texts: Iterator[str]) -> Tokenizer:
-    """The tokenizer of a kind: `bytes`, `bpe` with so many entries and merges learned from texts, or a path."""
+    """A tokenizer of one kind: `bytes`; `bpe`, whose merges are learned from the texts; or the path of a file."""
     if kind not in ("bpe", "bytes"):
         return load_tokenizer(kind)
     if kind == "bytes":
@@ -60,10 +60,10 @@ def make_tokenizer(kind: str, vocab_size: int, texts: Iterator[str]) -> Tokenize
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer.json, ready for use: the text of a special token is ordinary text to it.
+    """Read a tokenizer.json. The text of a special token will be ordinary text to it.
 
     Args:
-        path: a tokenizer.json, one of this project's or any other that is byte-level and knows an end of text.
+        path: a tokenizer.json, this project's or any other that is byte-level and has an end-of-text token.
 
     Raises:
         BadInput: no such file, no tokenizer, not byte-level, no end of text, or not exact.
@@ -79,7 +79,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """As `load_tokenizer`, without a word on what to do.
+    """As `load_tokenizer`, with errors that name no option.
 
     Raises:
         ValueError: what is wrong with it.
@@ -93,10 +93,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.no_padding()
     if isinstance(tokenizer.normalizer, normalizers.NFC):
         tokenizer.normalizer = None  # common and nearly idle, but decomposed accents would not come back exactly
-    try:
-        token_bytes(tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{error}, so bits per byte would be wrong") from None
+    token_bytes(tokenizer)  # refuses a token that is not spelt in byte characters
     if special_id(tokenizer, END_OF_TEXT) is None:
         raise ValueError(f"has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
     probe = " Two  words,\r\n\tE\u0301 \u00e9 \U0001f600\u2028 end "
@@ -120,7 +117,7 @@ def token_bytes(tokenizer: Tokenizer) -> Tensor:
     added = tokenizer.get_added_tokens_decoder()
     alphabet = set(byte_characters())
     if not vocabulary:
-        raise ValueError("has no tokens")
+        raise ValueError("has no tokens, so bits per byte would be wrong")
     counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
     for token, id in vocabulary.items():
         if id in added:  # written as they are, not in byte characters
@@ -128,7 +125,7 @@ def token_bytes(tokenizer: Tokenizer) -> Tensor:
         elif alphabet.issuperset(token):
             counts[id] = len(token)  # one character a byte
         else:
-            raise ValueError(f"is not byte-level (token {token!r})")
+            raise ValueError(f"is not byte-level (token {token!r}), so bits per byte would be wrong")
     return counts
 
 

@@ -1,6 +1,6 @@
-"""Where the text of a corpus comes from: the options, finding it, and reading it document by document.
+"""The text of a corpus: the options that name it, finding it, and reading it document by document.
 
-Every source is read through the `datasets` library and streamed, so memory stays flat however large a corpus is.
+Every source is streamed through the `datasets` library, so memory stays flat however large a corpus is.
 
     python train.py --data.corpus 'books/*.txt' --data.tokenizer bpe
 """
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
 
-# Read by the Hugging Face libraries when they are imported, which happens only once a corpus has to be prepared.
+# The Hugging Face libraries read these when they are imported, which happens only when a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
-READ_BYTES = 1 << 20  # how much of a file is held at a time
+READ_BYTES = 1 << 20  # how much of a file is in memory at a time
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DataConfig:
 
 
 class Source(NamedTuple):
-    """A corpus that was found: its kind, its files, and what tells it from every other (part of the cache key)."""
+    """A corpus that was found: its kind, its files, and what distinguishes it from others (part of the cache key)."""
 
     kind: str  # kjv, text, json, parquet or hub
     files: list[str]
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 
 
 def find_source(config: DataConfig) -> Source:
-    """What data.corpus means: `kjv`, else files, else a dataset on the hub. Nothing is read yet."""
+    """What data.corpus names: `kjv`, or files, or a dataset on the hub. Nothing is read yet."""
     corpus, path = config.corpus, Path(config.corpus)
     endings = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
     if corpus == "kjv":
@@ -85,15 +85,12 @@ def find_source(config: DataConfig) -> Source:
     if os.path.isdir(path):  # unlike Path.is_dir, false for a name too long to be one
         raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
 
+    may_be_on_the_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus) and path.suffix.lower() not in endings
     if os.path.exists(path):
         files = [path]
     elif any(sign in corpus for sign in "*?["):
         files = [file for name in sorted(glob.glob(corpus, recursive=True)) if (file := Path(name)).is_file()]
-    elif (
-        os.path.islink(path)
-        or path.suffix.lower() in endings
-        or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
-    ):
+    elif os.path.islink(path) or not may_be_on_the_hub:
         files = []
     elif suggestion := nearest(corpus, ["kjv"]):
         raise BadInput(f"--data.corpus {corpus!r} is no file and no dataset{suggestion}")
@@ -109,9 +106,8 @@ def find_source(config: DataConfig) -> Source:
         try:
             file.open("rb").close()
         except OSError as error:
-            raise BadInput(
-                f"--data.corpus {str(file)!r} cannot be read ({error.strerror}): name a file that can"
-            ) from error
+            what = f"--data.corpus {str(file)!r} cannot be read ({error.strerror})"
+            raise BadInput(f"{what}: name a file that can") from error
         identity.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
     return Source(endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity)
 
@@ -119,21 +115,21 @@ def find_source(config: DataConfig) -> Source:
 def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, bool, str]]:
     """The documents of a source, in order, streamed.
 
-    A plain text file is one document and comes exactly as it stands, in pieces, through a generator given to
-    `datasets`: its own "text" builder turns every line end into a newline, and refuses bytes that are not UTF-8.
+    A plain text file is one document, read exactly as it is, in pieces, by a generator that is given to `datasets`: the
+    library's own "text" builder changes line ends to newlines, and refuses bytes that are not UTF-8.
 
     Yields:
-        (text, whether the document ends with it, the file or corpus it came from). A text column's empty or null
-        entries come as empty documents.
+        (text, whether the document ends with it, the file or corpus it came from). Empty and null entries of a text
+        column are empty documents.
 
     Raises:
         BadInput: a hub that cannot be reached, a file that cannot be parsed, a column that is not there or not text.
     """
-    # Nothing is kept there, all is streamed; but the library locks a file in it, and a home may be read-only.
+    # All is streamed and nothing stored there, but the library locks a file in it, and a home may be read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(Path(config.cache, "datasets").absolute()))
-    import datasets  # here and not above: it takes seconds, and a cached corpus does without
+    import datasets  # not at the top: the import takes seconds, and a cached corpus needs none of it
 
-    # Errors reach the user as one line, so the libraries need not print theirs as well.
+    # The user gets one line per error, so the libraries need not print their own.
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
@@ -154,19 +150,18 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
         yield from read_column(rows, config)
     except BadInput:
         raise
-    except Exception as error:  # whatever a server, a parser or a damaged file can bring about
+    except Exception as error:  # anything that a server, a parser or a damaged file can cause
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if isinstance(error, StopIteration) or "BatchSize must be" in reason:  # their words for a file without rows
             reason = "it has no rows"
+        name = f"--data.corpus {config.corpus!r}"
         if source.kind != "hub":
-            raise BadInput(
-                f"--data.corpus {config.corpus!r} cannot be read as {source.kind} ({reason}): mend the file, or name "
-                "another"
-            ) from error
+            what = f"{name} cannot be read as {source.kind} ({reason})"
+            raise BadInput(f"{what}: mend the file, or name another") from error
         raise BadInput(
-            f"--data.corpus {config.corpus!r} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be "
-            f"reached on the Hugging Face hub ({reason}): use names it has, or --data.corpus kjv, which needs no "
-            "network, or local files, --data.corpus 'path/*.txt'"
+            f"{name} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be reached on the Hugging "
+            f"Face hub ({reason}): use names it has, or --data.corpus kjv, which needs no network, or local files, "
+            "--data.corpus 'path/*.txt'"
         ) from error
 
 
@@ -178,7 +173,7 @@ def read_kjv() -> Iterator[dict[str, Any]]:
 
 
 def read_files(files: list[str]) -> Iterator[dict[str, Any]]:
-    """Each file's bytes as they stand, in pieces."""
+    """Each file's bytes as they are, in pieces."""
     for name in files:
         with open(name, "rb") as file:
             piece = file.read(READ_BYTES)
@@ -189,26 +184,22 @@ def read_files(files: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_column(rows: Any, config: DataConfig) -> Iterator[tuple[bytes, bool, str]]:
-    """The text column of a streamed dataset, one document a row."""
+    """The text column of a streamed dataset, one document per row."""
+    name = f"--data.column {config.column!r}"
     if rows.column_names and config.column in rows.column_names:
         rows = rows.select_columns([config.column])
     for batch in rows.iter(batch_size=64):
         if config.column not in batch:
-            raise BadInput(
-                f"--data.column {config.column!r} is not in {config.corpus}, whose columns are {', '.join(batch)}"
-                + (nearest(config.column, batch) or ": name one of them")
-            )
+            fix = nearest(config.column, batch) or ": name one of them"
+            raise BadInput(f"{name} is not in {config.corpus}, whose columns are {', '.join(batch)}{fix}")
         for text in batch[config.column]:
             if not isinstance(text, str | None):
-                kind = type(text).__name__
-                raise BadInput(
-                    f"--data.column {config.column!r} of {config.corpus} holds {kind}, not text: name another"
-                )
+                raise BadInput(f"{name} of {config.corpus} holds {type(text).__name__}, not text: name another")
             yield (text or "").encode(), True, config.corpus
 
 
 def check_hub(name: str) -> None:
-    """One quick question to the hub, whose error says what is wrong; load_dataset would try again for half a minute."""
+    """Ask the hub one quick question, whose error says what is wrong; load_dataset would retry for half a minute."""
     from huggingface_hub import HfApi
 
     HfApi().dataset_info(name, timeout=10)

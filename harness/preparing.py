@@ -1,8 +1,8 @@
-"""From text to tokens on disk, once: a corpus is spooled, cut into splits, encoded, and kept in a cache.
+"""From text to tokens on disk, once: a corpus is copied to one file, cut into splits, encoded, and kept in a cache.
 
     documents --> spool, one file of text --> train | validation | test --> one flat file of token ids per split
 
-Every step streams. Later runs find the outcome in the cache and only map it.
+Every step streams, so memory stays flat however large a corpus is. Later runs find the result in the cache and map it.
 """
 
 import codecs
@@ -41,7 +41,7 @@ CUTS = (90, 95)  # percent of the characters at which validation and test begin
 MANY_DOCUMENTS = 200  # from here on the cuts move to the next document boundary
 TRAINING_BYTES = 64 << 20  # BPE merges are learned from at most this much of the training split
 PIECE_BYTES = 16 << 10  # documents are encoded in pieces of this size at most,
-GROUP = 64  # this many together, side by side on all cores
+GROUP = 64  # this many at a time, in parallel on all cores
 
 
 class PreparedCorpus:
@@ -111,9 +111,8 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise BadInput(
-            f"--data.cache {config.cache!r} cannot be written ({error.strerror}): name another folder with --data.cache"
-        ) from error
+        where = f"--data.cache {config.cache!r} cannot be written ({error.strerror})"
+        raise BadInput(f"{where}: name another folder with --data.cache") from error
     try:
         damage = find_damage(folder) if folder.exists() else None
         if damage:
@@ -122,7 +121,6 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
             prepare(config, source, folder)
     finally:
         lock.release()
-
     sizes = json.loads((folder / "manifest.json").read_text())["splits"]
     split = min(SPLITS, key=lambda split: sizes[split]["tokens"])
     if (n_tokens := sizes[split]["tokens"]) < seq_len + 1:
@@ -143,7 +141,7 @@ def identify(config: DataConfig, source: Source) -> list[Any]:
 
 
 class Spool(NamedTuple):
-    """The whole corpus's text on disk, and where its documents end."""
+    """A corpus's text in one file, and where its documents end."""
 
     path: Path
     n_bytes: int
@@ -153,9 +151,9 @@ class Spool(NamedTuple):
 
 
 def prepare(config: DataConfig, source: Source, folder: Path) -> None:
-    """Build a prepared corpus beside its folder and move it there when whole."""
+    """Prepare a corpus in a temporary folder, and rename the folder when it is complete. The caller holds the lock."""
     temporary = Path(f"{folder}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a build that was killed; the caller holds the lock
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir()
     try:
         spool = write_spool(config, read_source(config, source), temporary)
@@ -168,9 +166,7 @@ def prepare(config: DataConfig, source: Source, folder: Path) -> None:
         dtype = np.dtype(np.uint16 if len(token_bytes(tokenizer)) <= 1 << 16 else np.uint32)
 
         splits = {}
-        with tqdm(
-            total=spool.n_bytes, desc="encoding", unit="B", unit_scale=True, delay=2, leave=False, disable=None
-        ) as bar:
+        with count_bytes("encoding", spool.n_bytes) as bar:
             for split, (start, stop) in zip(SPLITS, itertools.pairwise(start_of), strict=True):
                 with open(temporary / f"{split}.bin", "wb") as file:
                     pieces = read_pieces(spool, start, stop)
@@ -178,7 +174,7 @@ def prepare(config: DataConfig, source: Source, folder: Path) -> None:
                         encoded = encode_group(tokenizer, group, config.tokenizer == "bytes")
                         for ids, (_, ends) in zip(encoded, group, strict=True):
                             file.write(np.asarray(ids, dtype).tobytes())
-                            if ends:  # and never where a split merely cuts a document
+                            if ends:  # not where a split merely cuts a document
                                 file.write(dtype.type(end_of_text).tobytes())
                         bar.update(sum(len(text) for text, _ in group))
                     splits[split] = {"tokens": file.tell() // dtype.itemsize, "bytes": stop - start}
@@ -204,8 +200,13 @@ def prepare(config: DataConfig, source: Source, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def count_bytes(what: str, total: int | None = None) -> tqdm:
+    """A progress bar in bytes, shown on a terminal once the work has taken two seconds."""
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None)
+
+
 def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path) -> Spool:
-    """Write a corpus's text, document after document, into `folder`/text, and where documents end into `folder`/ends.
+    """Write a corpus's text, document after document, to `folder`/text, and where documents end to `folder`/ends.
 
     Raises:
         BadInput: text that is not UTF-8, unless the tokenizer is bytes; no text at all.
@@ -213,7 +214,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
     n_bytes = n_characters = n_skipped = document_start = 0
     room = config.max_bytes or sys.maxsize
     utf8 = codecs.getincrementaldecoder("utf-8")()
-    bar = tqdm(desc=f"reading {config.corpus}", unit="B", unit_scale=True, delay=2, leave=False, disable=None)
+    bar = count_bytes(f"reading {config.corpus}")
     with open(folder / "text", "wb") as file, open(folder / "ends", "wb") as ends_file, bar:
         for text, ends, origin in texts:
             if not text:
@@ -226,10 +227,9 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
                 try:
                     utf8.decode(kept, final=ends)
                 except UnicodeDecodeError as error:
-                    place = f"at byte {n_bytes - document_start - pending + error.start}"
-                    raise BadInput(
-                        f"--data.corpus {origin!r} is not UTF-8 {place}: convert it, or use --data.tokenizer bytes"
-                    ) from None
+                    what = f"is not UTF-8 at byte {n_bytes - document_start - pending + error.start}"
+                    fix = "convert it, or use --data.tokenizer bytes"
+                    raise BadInput(f"--data.corpus {origin!r} {what}: {fix}") from None
             file.write(kept)
             n_bytes += len(kept)
             n_characters += len(character_starts(kept))
@@ -250,7 +250,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
 
 
 def character_starts(text: bytes) -> np.ndarray:
-    """Where the characters of UTF-8 text begin: at every byte but continuation bytes, 10xxxxxx. Any bytes will do."""
+    """Where the characters of UTF-8 text begin: at every byte that is no continuation byte, 10xxxxxx."""
     return np.flatnonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80)
 
 
@@ -260,7 +260,7 @@ def split_points(spool: Spool) -> list[int]:
     The cuts are by characters. With many documents they move on to the next document boundary; with few, a document is
     cut at exactly that character.
     """
-    if not spool.n_characters:  # nothing but continuation bytes, which only the bytes tokenizer gets to see
+    if not spool.n_characters:  # nothing but continuation bytes, which only the bytes tokenizer accepts
         return [0, *(spool.n_bytes * percent // 100 for percent in CUTS), spool.n_bytes]
     points = [0]
     with open(spool.path, "rb") as file:
@@ -295,10 +295,10 @@ def read_pieces(spool: Spool, start: int, stop: int) -> Iterator[tuple[bytes, bo
 
 
 def safe_cut(text: bytes) -> int:
-    """Where text that goes on can be cut so that its pieces encode as the whole would: an offset in bytes.
+    """Where to cut text that goes on, so that its pieces encode as the whole text does: an offset in bytes.
 
-    GPT-2's pattern never joins what stands before a single space or newline between two characters that are not white
-    space with what comes after, so the last such place is safe. Text without one is cut after its last whole character.
+    GPT-2's pattern never joins text across a single space or newline between two characters that are not white space,
+    so the last such place is safe. Text without one is cut after its last whole character.
     """
     characters = text.decode("utf-8", "ignore")  # a character torn at the end is left to the next piece
     last = re.match(r"(?s).*\S(?=[ \n]\S)", characters)
@@ -317,7 +317,7 @@ def hash_of(value: Any) -> str:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a prepared corpus, or None."""
+    """What is wrong with a prepared corpus, or None if it is whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.pop("check") != hash_of(manifest):
