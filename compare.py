@@ -35,7 +35,7 @@ from harness.provenance import commit, versions
 from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
 from harness.retrieval import empty_rows, measure_accuracy
 from harness.runs import load_finished_run, read_result
-from harness.scoring import loss_by_length, target_figures
+from harness.scoring import measure_loss_by_length, score_targets
 from harness.tasks import TaskCorpus
 from positions import SCHEMES
 
@@ -207,12 +207,12 @@ def work(job: Job) -> None:
     loaded = load_finished_run(job.folder, str(device))
     corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
     if isinstance(corpus, TaskCorpus):
-        figures = partial(target_figures, loaded.model, device=device, autocast=autocast)
+        figures = partial(score_targets, loaded.model, device=device, autocast=autocast)
         rows = accuracies(corpus, job.lengths, loaded.model.position.longest, figures)
         write_whole(job.folder / "accuracy.json", json.dumps(rows, indent=2) + "\n")
         losses = {length: mean_loss([row for row in rows if row["length"] == length]) for length in job.lengths}
     else:
-        losses = loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
+        losses = measure_loss_by_length(loaded.model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
 
 

@@ -24,7 +24,7 @@ from harness.messages import first_paragraph, run
 from harness.options import Parser
 from harness.pages import ROOT
 from harness.provenance import commit, versions
-from harness.scoring import target_nats
+from harness.scoring import score_targets
 from harness.tables import markdown
 from harness.timing import run_apart, take_turns
 from harness.workloads import ENTRIES, forward_flops, matrix_parameters, training_flops
@@ -103,7 +103,7 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
     tokens = torch.randint(config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
     _, autocast = devices.pick_precision("fp32", CPU)
     began = time.perf_counter()
-    target_nats(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
+    score_targets(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
     return time.perf_counter() - began
 
 

@@ -28,7 +28,7 @@ from harness.options import Parser
 from harness.pages import ROOT
 from harness.provenance import commit
 from harness.runs import load_finished_run, read_metrics, read_result
-from harness.scoring import loss_by_length
+from harness.scoring import measure_loss_by_length
 from model import ModelConfig
 
 DATA, RUNS = ROOT / "results" / "data", Path("runs", "results")
@@ -122,7 +122,7 @@ def measure_losses(one: Measurement, train: Main) -> dict[str, Any]:
     loaded = load_finished_run(folder)
     corpus = data.load(loaded.data, loaded.settings["seed"], loaded.settings["batch_size"], loaded.model_config.seq_len)
     _, autocast = devices.pick_precision(loaded.settings["precision"], device)
-    losses = loss_by_length(loaded.model, corpus, "validation", LENGTHS, device, autocast)
+    losses = measure_loss_by_length(loaded.model, corpus, "validation", LENGTHS, device, autocast)
     curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]
     return {"loss_by_length": losses, "curve": curve}
 

@@ -1,5 +1,6 @@
-"""Loss and accuracy of a model on batches of windows, and the protocols that choose windows and targets."""
+"""Loss and accuracy of a model on windows of tokens, and the protocols that cut windows and choose their targets."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
 
-CHUNK = 256  # tokens of a long window at a time, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
-
+CHUNK = 256  # tokens of a long window per pass, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -28,7 +28,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass
 class Score:
-    """Sums over the scored targets: never a mean of means."""
+    """Sums over all scored targets, because a mean of means would weigh them unequally."""
 
     nats: float = 0.0
     targets: int = 0
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The part of all targets that were the likeliest token."""
+        """Share of targets that were the likeliest token."""
         return self.right / self.targets
 
     @property
@@ -47,26 +47,26 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Nats over the scored targets / ln 2 / UTF-8 bytes of those same targets, so that tokenizers compare."""
+        """Nats of all targets / ln 2 / UTF-8 bytes of the same targets, which makes tokenizers comparable."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 def score(
     model: Callable[[Tensor], Tensor], batches: Batches, token_bytes: Tensor, device: torch.device, autocast: Autocast
 ) -> Score:
-    """The model's loss on batches of (inputs, targets), (B, T) each; targets of -100 are not scored.
+    """Score a model on batches of inputs and targets, (B, T) each; targets of -100 are not scored.
 
     Args:
         model: tokens (B, T) to logits (B, T, V).
         batches: what to score.
-        token_bytes: UTF-8 bytes of every token of the vocabulary, (V,).
-        device: where the model is.
+        token_bytes: UTF-8 bytes of each token of the vocabulary, (V,).
+        device: the model's.
         autocast: makes the precision's context.
     """
     total = Score()
     for inputs, targets in batches:
         scored = targets[targets != -100]  # (N,)
-        figures = target_figures(model, inputs, targets, device, autocast)  # (B, T, 2)
+        figures = score_targets(model, inputs, targets, device, autocast)  # (B, T, 2)
         total.nats += figures[..., 0].contiguous().sum().item()
         total.right += int(figures[..., 1].sum())
         total.targets += len(scored)
@@ -74,26 +74,19 @@ def score(
     return total
 
 
-def target_nats(
-    model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
-) -> Tensor:
-    """Cross-entropy of every target, nats, (B, T) float64; 0 where it is -100."""
-    return target_figures(model, inputs, targets, device, autocast)[..., 0].contiguous()
-
-
 @torch.no_grad()
-def target_figures(
+def score_targets(
     model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
 ) -> Tensor:
-    """Of every target its cross-entropy, nats, and whether it is the likeliest token, 1 or 0: (B, T, 2) float64.
+    """Each target's cross-entropy in nats, and 1 if it is the likeliest token, otherwise 0: (B, T, 2) float64.
 
-    Both are 0 where the target is -100. Only scored logits are kept.
+    Both are 0 where the target is -100. Only the logits of scored targets are kept in memory.
     """
     figures = torch.zeros(*targets.shape, 2, dtype=torch.float64)
-    columns = (targets != -100).any(0).nonzero()  # (N, 1), the places where any row is scored
+    columns = (targets != -100).any(0).nonzero()  # (N, 1), columns with a scored target in any row
     first = int(columns[0]) if len(columns) else targets.shape[1] - 1
     with autocast():
-        for part, logits in in_chunks(model, inputs.to(device), first):
+        for part, logits in forward_in_chunks(model, inputs.to(device), first):
             here = targets[:, part]  # (B, t)
             scored = here != -100
             kept, wanted = logits[scored.to(device)].float(), here[scored].to(device)  # (N, V), (N,)
@@ -103,19 +96,21 @@ def target_figures(
     return figures
 
 
-def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-    """A full pass in chunks of the time axis: slices of T, and the logits there, (B, <= CHUNK, V).
+def forward_in_chunks(
+    model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """A forward pass in chunks along time: slices of T, and the logits there, (B, <= CHUNK, V).
 
-    Where frequencies at this length are not those of its beginning (dynamic, longrope), earlier keys would have been
-    turned by others. Such a scheme has no bias, so one pass over everything is exact and small enough.
+    If frequencies change with the length (dynamic, longrope), the keys of earlier chunks would be rotated by outdated
+    ones. Such a scheme has no bias, so a single pass is exact and fits in memory.
 
     Args:
         model: tokens (B, T) to logits (B, T, V).
         tokens: (B, T).
-        first: logits before this place are not wanted: the last block and the head leave them out.
+        first: the first position whose logits are needed; the last block and the head skip those before it.
     """
     T = tokens.shape[1]
-    if not isinstance(model, Transformer):  # a compiled one: another shape would be compiled anew
+    if not isinstance(model, Transformer):  # a compiled one, which would be recompiled for each shape
         yield slice(0, T), model(tokens)
     elif T <= CHUNK or model.position.changes(1, torch.arange(T)):
         yield slice(first, T), model(tokens, last=T - first)
@@ -129,64 +124,62 @@ def in_chunks(model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0)
                 yield slice(end - wanted, end), logits
 
 
-def in_parts(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows, (N, T), in parts of about TOKENS_AT_ONCE tokens."""
+def split_rows(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows, (N, T), in batches of about TOKENS_AT_ONCE tokens."""
     rows = max(1, TOKENS_AT_ONCE // inputs.shape[1])
     return zip(inputs.split(rows), targets.split(rows), strict=True)
 
 
-def loss_by_length(
+def measure_loss_by_length(
     model: Transformer, corpus: Corpus, split: str, lengths: Iterable[int], device: torch.device, autocast: Autocast
 ) -> dict[int, float | None]:
-    """Loss on the same targets, the last 32 tokens of 256 shared windows, under every context length.
+    """Loss on the same targets, the last 32 tokens of 256 shared windows, with every context length.
 
     Returns:
-        Length to loss, nats per token; None for a length the scheme cannot do, or the split is too short for.
+        Length to loss, nats per token; None for a length that the scheme or the split does not reach.
     """
     lengths = sorted(lengths)
     usable = [length for length in lengths if length <= corpus.longest(split)]
     losses: dict[int, float | None] = dict.fromkeys(lengths)
     for length in usable:
-        try:
-            losses[length] = score(
-                model, fixed(corpus, split, length, usable), corpus.token_bytes, device, autocast
-            ).loss
-        except PastTheEnd:
-            losses[length] = None
+        batches = cut_fixed(corpus, split, length, usable)
+        with contextlib.suppress(PastTheEnd):
+            losses[length] = score(model, batches, corpus.token_bytes, device, autocast).loss
     return losses
 
 
-def fixed(corpus: Corpus, split: str, length: int, lengths: list[int]) -> Batches:
-    """Windows of one length whose scored targets, the last ones, are the same for all these lengths."""
+# ---- protocols: which windows, and which of their targets ------------------------------------------------------------
+
+PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")  # for runs on text
+RETRIEVAL = "retrieval"  # for runs on a task
+
+
+def cut_fixed(corpus: Corpus, split: str, length: int, lengths: list[int]) -> Batches:
+    """Windows of one length whose scored targets, their last ones, are the same for all of `lengths`."""
     _, inputs, targets = next(corpus.fixed_targets(split, [length, *lengths], n_targets=FIXED_TARGETS))
-    return in_parts(inputs, targets)
+    return split_rows(inputs, targets)
 
 
-def windows(corpus: Corpus, split: str, length: int) -> Batches:
-    """Non-overlapping windows: every token of the split but the first is a target once."""
-    return corpus.windows(split, length, rows=max(1, TOKENS_AT_ONCE // length))
-
-
-def sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches:
-    """A full window, then windows `stride` tokens on that score what is new: every token but the first once."""
+def cut_sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches:
+    """A full window, then windows `stride` tokens further that score what is new: each token but the first once."""
     tokens = corpus.tokens(split)
-    ends = [*range(length, len(tokens) - 1, stride), len(tokens) - 1]  # where each window's last target stands
+    ends = [*range(length, len(tokens) - 1, stride), len(tokens) - 1]  # the place of each window's last target
     rows, before = max(1, TOKENS_AT_ONCE // length), 0
     for first in range(0, len(ends), rows):
-        these = ends[first : first + rows]
-        block = torch.from_numpy(np.stack([tokens[end - length : end + 1] for end in these]).astype(np.int64))
+        batch = ends[first : first + rows]
+        block = torch.from_numpy(np.stack([tokens[end - length : end + 1] for end in batch]).astype(np.int64))
         inputs, targets = block[:, :-1], block[:, 1:].clone()  # (B, T) each
-        for row, end in enumerate(these):
+        for row, end in enumerate(batch):
             targets[row, : length - (end - before)] = -100
             before = end
         yield inputs, targets
 
 
-def shuffled_prefix(batches: Batches, trained: int, seed: int) -> Batches:
-    """The same windows with all tokens but the last `trained` in random order, drawn for each window anew.
+def shuffle_prefixes(batches: Batches, trained: int, seed: int) -> Batches:
+    """The same windows with all tokens before the last `trained` in random order, a new order for each window.
 
-    Each window keeps its own tokens: the far context says the same words in no order. Windows that are not longer than
-    `trained` stay as they are, and so do all targets.
+    Each window keeps its own tokens, so the distant context has the same words in no order. Targets stay as they are,
+    and so do windows no longer than `trained`.
     """
     generator = torch.Generator().manual_seed(seed)
     for inputs, targets in batches:
@@ -195,10 +188,10 @@ def shuffled_prefix(batches: Batches, trained: int, seed: int) -> Batches:
         yield torch.cat((inputs[:, :far].gather(1, order), inputs[:, far:]), dim=1), targets
 
 
-def buckets(length: int, trained: int) -> list[tuple[int, int]]:
-    """Runs of positions that double in width, first and last of each; the trained length is always an edge.
+def split_positions(length: int, trained: int) -> list[tuple[int, int]]:
+    """Positions 1 .. length in ranges that double in width, first and last of each; one ends at the trained length.
 
-    A target's position is the number of tokens before it in its window, 1 .. length.
+    A target's position is the number of tokens before it in its window.
     """
     edges = [trained]
     while edges[0] > 1:
@@ -209,23 +202,18 @@ def buckets(length: int, trained: int) -> list[tuple[int, int]]:
     return [(low + 1, high) for low, high in pairwise(edges)]
 
 
-PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")  # of runs on text
-
-RETRIEVAL = "retrieval"  # of runs on a task
-
-
 @dataclass(frozen=True)
-class Ruler:
-    """What all figures of one evaluation share.
+class Evaluator:
+    """What all measurements of one evaluation share.
 
     Args:
         corpus: the run's, text or tasks.
         split: train, validation or test.
-        lengths: all lengths of context, tokens.
-        trained: the length the run was trained at, tokens.
+        lengths: all context lengths, tokens.
+        trained: the length at which the run was trained, tokens.
         stride: of sliding windows, and of the windows that crop, tokens.
         seed: of shuffled-prefix.
-        nats: a model's target_nats: inputs and targets, (B, T) each, to (B, T). For tasks its target_figures.
+        score: the model's `score_targets`: inputs and targets, (B, T) each, to (B, T, 2).
     """
 
     corpus: Corpus | TaskCorpus
@@ -234,48 +222,49 @@ class Ruler:
     trained: int
     stride: int
     seed: int
-    nats: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
 
-    def batches(self, protocol: str, length: int) -> Batches:
+    def cut(self, protocol: str, length: int) -> Batches:
         """The windows of a protocol."""
         if protocol == "sliding":
-            return sliding(self.corpus, self.split, length, self.stride)
-        if protocol in ("windows", "by-position"):
-            return windows(self.corpus, self.split, length)
-        batches = fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
-        return shuffled_prefix(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
+            return cut_sliding(self.corpus, self.split, length, self.stride)
+        if protocol in ("windows", "by-position"):  # adjacent: every token but the first is a target once
+            return self.corpus.windows(self.split, length, rows=max(1, TOKENS_AT_ONCE // length))
+        batches = cut_fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
+        return shuffle_prefixes(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
 
     def measure(self, protocol: str, length: int, crop: bool = False) -> list[dict[str, Any]]:
-        """Loss and tokens of a protocol's windows under the model as it now is: one cell, or one a bucket.
+        """Loss and number of tokens on a protocol's windows: one cell; by-position, one per range of positions.
 
         Args:
             protocol: one of PROTOCOLS.
             length: of the windows, tokens.
-            crop: score every target from at most the last trained-length tokens before it.
+            crop: score each target from at most the last trained-length tokens before it.
         """
         nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.long)
-        # Where a window's few targets all stand at its end, one cropped window holds them.
+        # The few targets at the end of a `fixed` window fit into one cropped window.
         stride = min(FIXED_TARGETS, self.trained) if protocol in ("fixed", "shuffled-prefix") else self.stride
-        for inputs, targets in self.batches(protocol, length):
-            nats += (self.cropped(inputs, targets, stride) if crop else self.nats(inputs, targets)).sum(0)
+        for inputs, targets in self.cut(protocol, length):
+            scores = self.score_cropped(inputs, targets, stride) if crop else self.score(inputs, targets)
+            nats += scores[..., 0].sum(0)
             tokens += (targets != -100).sum(0)
-        if protocol == "by-position":
-            spans = buckets(length, self.trained)
-            shown = [{"positions": [first, last]} for first, last in spans]
-        else:
-            spans, shown = [(1, length)], [{}]
-        cells = [(nats[first - 1 : last].sum().item(), tokens[first - 1 : last].sum().item()) for first, last in spans]
-        return [{"loss": n / t, "tokens": t, **which} for (n, t), which in zip(cells, shown, strict=True)]
+        by_position = protocol == "by-position"
+        cells = []
+        for first, last in split_positions(length, self.trained) if by_position else [(1, length)]:
+            count = tokens[first - 1 : last].sum().item()
+            cells.append({"loss": nats[first - 1 : last].sum().item() / count, "tokens": count})
+            cells[-1] |= {"positions": [first, last]} if by_position else {}
+        return cells
 
-    def cropped(self, inputs: Tensor, targets: Tensor, stride: int) -> Tensor:
-        """As `nats`, (B, T) or (B, T, 2), with every target scored from at most its last trained-length tokens.
+    def score_cropped(self, inputs: Tensor, targets: Tensor, stride: int) -> Tensor:
+        """As `score`, but each target is scored from at most the last trained-length tokens before it.
 
-        The first window of that length scores as many targets as needed for the others, each `stride` further, to end
-        where the row ends; they score their last `stride` targets.
+        Each row is cut into windows of the trained length, `stride` apart, that end where the row ends. Each scores its
+        last `stride` targets; the first window of all scores those that remain.
         """
         T, L = inputs.shape[1], self.trained
         if T <= L:
-            return self.nats(inputs, targets)
+            return self.score(inputs, targets)
         offset = (T - L) % stride
         early = L - stride + offset  # targets of the first window
         rows, scored = (
@@ -284,7 +273,7 @@ class Ruler:
         scored[:, 0, early:] = -100
         scored[:, 1:, :-stride] = -100
         wanted = (scored != -100).any(-1)  # (B, 1 + K)
-        found = torch.cat([self.nats(*part) for part in in_parts(rows[wanted], scored[wanted])])
-        nats = found.new_zeros(*scored.shape, *found.shape[2:])  # (B, 1 + K, L) or (B, 1 + K, L, 2)
-        nats[wanted] = found
-        return torch.cat((nats[:, 0, :early], nats[:, 1:, -stride:].flatten(1, 2)), dim=1)  # (B, T) or (B, T, 2)
+        found = torch.cat([self.score(*part) for part in split_rows(rows[wanted], scored[wanted])])
+        scores = found.new_zeros(*scored.shape, *found.shape[2:])  # (B, 1 + K, L, 2)
+        scores[wanted] = found
+        return torch.cat((scores[:, 0, :early], scores[:, 1:, -stride:].flatten(1, 2)), dim=1)  # (B, T, 2)

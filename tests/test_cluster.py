@@ -166,13 +166,13 @@ def test_slurms_sigterm_saves_and_the_run_goes_on_until_it_is_killed(
     job, saved = job_of(small, tmp_path, "--run.steps", "8", "--run.eval_every", "8"), []
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    measure = compare.loss_by_length
+    measure = compare.measure_loss_by_length
     terminate = lambda *args: (  # noqa: E731
         saved.extend(steps_saved(job.folder)),
         os.kill(os.getpid(), signal.SIGTERM),
         measure(*args),
     )[-1]
-    monkeypatch.setattr(compare, "loss_by_length", terminate)  # outside of the steps too
+    monkeypatch.setattr(compare, "measure_loss_by_length", terminate)  # outside of the steps too
     assert Work(compare.work, job)() == 0
     assert saved == [8, 5]
     assert read_result(job.folder)["status"] == "finished"

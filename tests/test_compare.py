@@ -30,7 +30,7 @@ from harness.messages import BadInput, RunFailed
 from harness.pictures import frame_lines
 from harness.report import STYLE
 from harness.runs import load_finished_run, read_result
-from harness.scoring import loss_by_length
+from harness.scoring import measure_loss_by_length
 from harness.tables import format_mean, interval
 from model import ModelConfig
 from positions import SCHEMES
@@ -269,7 +269,7 @@ def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path):
             yield length, inputs, targets
 
     corpus.fixed_targets = windows
-    losses = loss_by_length(model, corpus, "validation", [64, 256, 2048], torch.device("cpu"), torch.no_grad)
+    losses = measure_loss_by_length(model, corpus, "validation", [64, 256, 2048], torch.device("cpu"), torch.no_grad)
     assert losses == pytest.approx({length: math.log(259) for length in (64, 256, 2048)})
     assert {tuple(targets.shape) for targets in seen.values()} == {(256, 32)}  # 8,192 targets
     assert torch.equal(seen[64], seen[256])
@@ -322,7 +322,7 @@ def test_best_rates_of_a_sweep_with_these_settings_stand_in_the_table(summary, t
 def test_finished_runs_are_not_repeated(comparison, small, monkeypatch):
     before = weights(comparison)
     forbid_training(monkeypatch)
-    monkeypatch.setattr(compare, "loss_by_length", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(compare, "measure_loss_by_length", lambda *args: pytest.fail("measured again"))
     (comparison / "summary.json").unlink()
     compare.main(flags(small, comparison))
     assert weights(comparison) == before

@@ -184,7 +184,7 @@ def test_sliding_covers_each_token_but_the_first_once(length, stride):
             return torch.arange(101).numpy()
 
     seen = []
-    for number, (inputs, targets) in enumerate(scoring.sliding(Text(), "validation", length, stride)):
+    for number, (inputs, targets) in enumerate(scoring.cut_sliding(Text(), "validation", length, stride)):
         assert torch.equal(inputs[:, 1:], inputs[:, :-1] + 1)
         for row, scored in enumerate(targets != -100):
             new = targets[row][scored]
@@ -207,7 +207,7 @@ def test_by_position_splits_the_windows_by_tokens_before_the_target(cell, loaded
 
 @pytest.mark.parametrize(("length", "trained"), [(1, 16), (16, 16), (17, 16), (100, 16), (100, 24), (7, 16), (64, 1)])
 def test_buckets_cover_every_position_once_with_an_edge_at_the_trained_length(length, trained):
-    spans = scoring.buckets(length, trained)
+    spans = scoring.split_positions(length, trained)
     assert spans[0][0] == 1
     assert spans[-1][1] == length
     assert all(before[1] + 1 == after[0] for before, after in pairwise(spans))
@@ -217,7 +217,7 @@ def test_buckets_cover_every_position_once_with_an_edge_at_the_trained_length(le
 def test_shuffled_prefix_keeps_the_last_trained_length_tokens_and_the_targets():
     inputs = torch.arange(6 * 40).view(6, 40)
     targets = inputs + 1
-    (shuffled, same), (again, _) = (next(scoring.shuffled_prefix([(inputs, targets)], L, seed)) for seed in (3, 3))
+    (shuffled, same), (again, _) = (next(scoring.shuffle_prefixes([(inputs, targets)], L, seed)) for seed in (3, 3))
     assert torch.equal(same, targets)
     assert torch.equal(shuffled[:, -L:], inputs[:, -L:])
     assert torch.equal(shuffled[:, :-L].sort(dim=1).values, inputs[:, :-L])  # each row its own tokens
@@ -225,9 +225,9 @@ def test_shuffled_prefix_keeps_the_last_trained_length_tokens_and_the_targets():
     assert all((row != torch.arange(40 - L)).any() for row in places)
     assert len({tuple(row.tolist()) for row in places}) == 6  # each in an order of its own
     assert torch.equal(shuffled, again)
-    other, _ = next(scoring.shuffled_prefix([(inputs, targets)], L, 4))
+    other, _ = next(scoring.shuffle_prefixes([(inputs, targets)], L, 4))
     assert not torch.equal(shuffled, other)
-    short, _ = next(scoring.shuffled_prefix([(inputs[:, :L], targets[:, :L])], L, 3))
+    short, _ = next(scoring.shuffle_prefixes([(inputs[:, :L], targets[:, :L])], L, 3))
     assert torch.equal(short, inputs[:, :L])
 
 
@@ -237,7 +237,7 @@ def test_shuffled_prefix_differs_from_fixed_past_the_trained_length_only(cell, l
         assert shuffled["crop_loss"] == straight["crop_loss"]
         assert (shuffled["loss"] == straight["loss"]) == (length <= L)
     corpus = data.load(loaded.data, 0, 4, L)
-    windows = scoring.shuffled_prefix(scoring.fixed(corpus, "validation", 40, list(LENGTHS)), L, 0)
+    windows = scoring.shuffle_prefixes(scoring.cut_fixed(corpus, "validation", 40, list(LENGTHS)), L, 0)
     with torch.no_grad():
         losses = [F.cross_entropy(loaded.model(x).transpose(1, 2), y).item() for x, y in windows]
     assert losses == [pytest.approx(cell("shuffled-prefix", 40)["loss"], rel=1e-6)]
@@ -252,7 +252,9 @@ def test_the_crop_sees_at_most_the_trained_length_and_little_less(length, stride
         return torch.where(targets != -100, torch.arange(1, L + 1), 0).double()
 
     inputs = torch.arange(2 * length).view(2, length)
-    seen = scoring.Ruler(None, "validation", [length], L, stride, 0, context).cropped(inputs, inputs + 1, stride)
+    seen = scoring.Evaluator(None, "validation", [length], L, stride, 0, context).score_cropped(
+        inputs, inputs + 1, stride
+    )
     assert seen.shape == (2, length)
     assert (seen <= L).all()
     assert (seen >= torch.arange(1, length + 1).clamp(max=L - stride + 1)).all()
@@ -267,14 +269,14 @@ def nats_full_and_chunked(model, monkeypatch) -> tuple[torch.Tensor, torch.Tenso
     tokens = torch.randint(50, (2, 51), generator=torch.Generator().manual_seed(0))
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
     targets[:, 3:9] = -100
-    full = scoring.target_nats(model, inputs, targets, CPU, torch.no_grad)
+    full = scoring.score_targets(model, inputs, targets, CPU, torch.no_grad)[..., 0]
     with torch.no_grad():
         by_hand = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
     torch.testing.assert_close(full.float(), by_hand, rtol=1e-5, atol=1e-5)
     passes = []
     model.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[1]))
     monkeypatch.setattr(scoring, "CHUNK", 16)
-    return full, scoring.target_nats(model, inputs, targets, CPU, torch.no_grad), passes
+    return full, scoring.score_targets(model, inputs, targets, CPU, torch.no_grad)[..., 0], passes
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -313,7 +315,7 @@ def peak(T):
     targets[:, -32:] = 1
     for scheme in ("alibi", "t5"):
         model = Transformer(ModelConfig(vocab_size=64, d_model=16, n_layer=1, n_head=8, seq_len=32, position=scheme))
-        scoring.target_nats(model, tokens, targets, torch.device("cpu"), torch.no_grad)
+        scoring.score_targets(model, tokens, targets, torch.device("cpu"), torch.no_grad)[..., 0]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 short = peak(64)
 print(peak(4096) - short)
@@ -341,7 +343,7 @@ def test_linear_at_a_factor_equals_a_run_with_positions_divided(sharp_run, measu
 
     model.position.table = divided
     corpus = data.load(load_finished_run(sharp_run).data, 0, 4, L)
-    by_hand = scoring.loss_by_length(model, corpus, "validation", [16, 64], CPU, torch.no_grad)
+    by_hand = scoring.measure_loss_by_length(model, corpus, "validation", [16, 64], CPU, torch.no_grad)
     assert {row["length"]: row["loss"] for row in rows} == pytest.approx(by_hand, rel=1e-6)
     plain = measure(sharp_run, "--lengths", "16", "64")
     assert all(abs(a["loss"] - b["loss"]) > 1e-4 for a, b in zip(rows, plain, strict=True))
@@ -484,9 +486,9 @@ BAD = {  # flags -> what the line must say
     "--lengths 16 100000": "--lengths 100000 is longer than the validation split allows",
     "--lengths 0": "--lengths 0 must be at least 1",
     "--lengths many": "--lengths many: expected int",
-    "--stride 0": "--stride 0 must lie in 1 .. 16",
-    "--stride 17": "--stride 17 must lie in 1 .. 16",
-    "--lengths 8 32 --protocols sliding --stride 9": "--stride 9 must lie in 1 .. 8",
+    "--stride 0": "--stride 0 must be between 1 and 16",
+    "--stride 17": "--stride 17 must be between 1 and 16",
+    "--lengths 8 32 --protocols sliding --stride 9": "--stride 9 must be between 1 and 8",
     "--seed -1": "--seed -1 must be at least 0",
     "--split val": "did you mean validation?",
     "--picture a.gif": "--picture a.gif must be a .png",
@@ -500,7 +502,7 @@ BAD = {  # flags -> what the line must say
 def refused(at_the_shell, tmp_path, monkeypatch) -> Callable[..., str]:
     """The one line that bad input gets, before any work."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring.Ruler, "measure", lambda *args: pytest.fail("the work began"))
+    monkeypatch.setattr(scoring.Evaluator, "measure", lambda *args: pytest.fail("the work began"))
 
     def call(*argv: str) -> str:
         before = sorted(tmp_path.rglob("*"))

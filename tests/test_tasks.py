@@ -301,7 +301,7 @@ def oracle(corpus: TaskCorpus, task: str, wrong: Callable[[int], bool] = lambda 
 
 def measured(corpus: TaskCorpus, task: str, model, length: int = 64, trials: int = 40) -> list[dict]:
     def figures(inputs, targets):
-        return scoring.target_figures(model, inputs, targets, CPU, torch.no_grad)
+        return scoring.score_targets(model, inputs, targets, CPU, torch.no_grad)
 
     return retrieval.measure_accuracy(corpus, task, "validation", length, trials, figures)
 
@@ -584,7 +584,7 @@ def test_bad_input_gets_one_line_and_no_folder(main, tiny, tmp_path, at_the_shel
         "--protocols retrieva": "did you mean retrieval?",
         "--trials 0": "--trials 0 must be at least 1",
         "--trials many": "--trials many: expected int",
-        "--stride 4": "--stride 4 means nothing here",
+        "--stride 4": "--stride 4 does not apply",
         "--lengths 63": "--lengths 63 must be at least 64 for task:all",
         "--lengths 64 90000": "--lengths 90000 is longer",
         "--rope.scaling yran": "did you mean yarn?",

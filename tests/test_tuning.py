@@ -453,7 +453,7 @@ def test_evaluate_keeps_the_learned_factors_under_every_scaling(factors, capsys)
 
     run = load_finished_run(factors)
     corpus = data.load(run.data, 0, 4, 32)
-    ends = [*scoring.fixed(corpus, "validation", 64, [64, 32])]
+    ends = [*scoring.cut_fixed(corpus, "validation", 64, [64, 32])]
 
     def by_hand(rope: RopeConfig, keep: bool) -> float:
         model = Transformer(replace(run.model_config, rope=rope)).eval()
