@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from texts import load_corpus, prose, write
 
+import data
 import train
 from harness import devices, messages
 
@@ -130,3 +132,15 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         monkeypatch.setattr(torch, "compile", lambda model, made=torch.compile, **_: made(model, backend=backend))
 
     return to
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> data.Corpus:
+    folder = tmp_path_factory.mktemp("prose")
+    return load_corpus(folder, write(folder / "prose.txt", prose(6000)))
+
+
+@pytest.fixture(scope="session")
+def plain_bytes(tmp_path_factory) -> data.Corpus:
+    folder = tmp_path_factory.mktemp("bytes")
+    return load_corpus(folder, write(folder / "prose.txt", prose(500)), tokenizer="bytes")

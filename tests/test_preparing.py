@@ -1,0 +1,214 @@
+"""python -m pytest tests/test_preparing.py"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from texts import load_corpus, prose, python, start_python, text_of, write
+
+from harness import byte_level, corpora, preparing
+from harness.messages import BadInput
+
+
+def test_splits_have_the_same_text_under_every_tokenizer(tmp_path):
+    source = write(tmp_path / "a.txt", prose(800))
+    bpe, plain = load_corpus(tmp_path, source), load_corpus(tmp_path, source, tokenizer="bytes")
+    assert bpe.sha256 != plain.sha256
+    for split in preparing.SPLITS:
+        assert text_of(bpe, split) == text_of(plain, split)
+
+
+def test_pieces_encode_as_the_whole_text_does(tmp_path, corpus, monkeypatch):
+    text = prose(3000, seed=5)
+    whole = corpus.encode(text)
+    path = tmp_path / "text"
+    write(path, text)
+    spool = preparing.Spool(path, len(text.encode()), len(text), 0, np.array([len(text.encode())]))
+    for size in (64, 97, 1000):
+        monkeypatch.setattr(preparing, "PIECE_BYTES", size)
+        pieces = list(preparing.read_pieces(spool, 0, spool.n_bytes))
+        assert len(pieces) > spool.n_bytes / size
+        assert b"".join(piece for piece, _ in pieces).decode() == text
+        assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert [
+            id for ids in byte_level.encode_group(corpus.tokenizer, pieces, plain_bytes=False) for id in ids
+        ] == whole
+
+
+@given(text=st.text(alphabet=st.sampled_from("ab 文\n\r\u2003\u00a0'1."), min_size=1))
+def test_a_safe_cut_makes_progress_and_keeps_characters_whole(corpus, text):
+    raw = text.encode()
+    cut = preparing.safe_cut(raw)
+    assert 0 < cut <= len(raw)
+    left, right = raw[:cut].decode(), raw[cut:].decode()
+    assert corpus.encode(left) + corpus.encode(right) == corpus.encode(text)
+
+
+def test_splits_are_90_5_5_percent_of_the_characters_in_order(tmp_path):
+    text = "".join(np.random.default_rng(0).choice(list("aé文😀 "), 2000))
+    corpus = load_corpus(tmp_path, write(tmp_path / "a.txt", text))
+    assert text_of(corpus, "train") == text[:1800]
+    assert text_of(corpus, "validation") == text[1800:1900]
+    assert text_of(corpus, "test") == text[1900:] + "<|endoftext|>"
+
+
+def test_a_corpus_larger_than_what_is_read_at_a_time_is_cut_at_the_same_characters(tmp_path, monkeypatch):
+    text = prose(1500)
+    for module in (corpora, preparing):
+        monkeypatch.setattr(module, "READ_BYTES", 100)
+    corpus = load_corpus(tmp_path, write(tmp_path / "a.txt", text))
+    cuts = [0, len(text) * 90 // 100, len(text) * 95 // 100, len(text)]
+    for split, start, stop in zip(preparing.SPLITS, cuts, cuts[1:], strict=False):
+        assert text_of(corpus, split).removesuffix("<|endoftext|>") == text[start:stop]
+
+
+def test_many_documents_are_never_cut(tmp_path):
+    documents = [f"{i} " + "word " * (i % 9) for i in range(1000)]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    corpus = load_corpus(tmp_path, write(tmp_path / "a.jsonl", rows))
+    parts = [text_of(corpus, split) for split in preparing.SPLITS]
+    assert all(part.endswith("<|endoftext|>") for part in parts)
+    assert "".join(parts) == "".join(text + "<|endoftext|>" for text in documents)
+    bytes_of = corpus.manifest["splits"]
+    total = sum(map(len, documents))
+    assert 0.9 * total <= bytes_of["train"]["bytes"] < 0.9 * total + 60
+    assert "documents 1,000" in corpus.describe()
+
+
+def test_end_of_text_follows_every_document_but_not_a_cut_one(tmp_path):
+    for name, text in (("b", "bee " * 200), ("a", "ant " * 200), ("c", "cat " * 200)):
+        write(tmp_path / f"{name}.txt", text)
+    corpus = load_corpus(tmp_path, str(tmp_path / "*.txt"))
+    whole = "".join(text_of(corpus, split) for split in preparing.SPLITS)
+    assert whole == f"{'ant ' * 200}<|endoftext|>{'bee ' * 200}<|endoftext|>{'cat ' * 200}<|endoftext|>"
+    assert sum((corpus.tokens(split) == corpus.end_of_text).sum() for split in preparing.SPLITS) == 3
+
+
+@pytest.mark.parametrize("max_bytes", [999, 1000, 1001])
+def test_max_bytes_stops_at_the_last_whole_character_and_ends_no_document(tmp_path, max_bytes):
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # 3 bytes each
+    corpus = load_corpus(tmp_path, write(tmp_path / "a.txt", many), max_bytes=max_bytes, seq_len=4)
+    assert "".join(text_of(corpus, split) for split in preparing.SPLITS) == many[: max_bytes // 3]
+
+
+def test_memory_stays_flat_however_large_the_corpus_is(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    text, cache = prose(100_000), str(tmp_path / "cache")
+    write(tmp_path / "small.txt", text)
+    write(tmp_path / "large.txt", text * 5)
+    write(tmp_path / "huge.txt", text * 90)
+    script = f"""
+import data, pathlib, re
+from harness import preparing
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+preparing.GROUP = 8
+for name, tokenizer in (("small", "bpe"), ("large", "bpe"), ("small", "bytes"), ("huge", "bytes")):
+    config = data.DataConfig(f"{tmp_path}/{{name}}.txt", tokenizer=tokenizer, vocab_size=300, cache={cache!r})
+    data.load(config, 0, 4, 16)
+    print(peak())
+"""
+    small, large, _, huge = map(float, python(script).split())  # MB
+    assert large - small < 20  # the encodings of the 2.3 MB more, held at once, take 100 and more
+    assert huge - large < 20  # the text alone is 51
+
+
+@pytest.fixture
+def builds(monkeypatch) -> list:
+    """Grows by one each time a corpus is prepared."""
+    calls, prepare = [], preparing.prepare
+    monkeypatch.setattr(preparing, "prepare", lambda *arguments: (calls.append(arguments), prepare(*arguments)))
+    return calls
+
+
+def test_two_processes_that_start_at_once_prepare_a_corpus_once_and_draw_the_same_batches(tmp_path):
+    source, cache = write(tmp_path / "a.txt", prose(20_000)), str(tmp_path / "cache")
+    script = f"""
+import data, hashlib
+from harness import preparing
+prepare = preparing.prepare
+preparing.prepare = lambda *arguments: (print("prepared"), prepare(*arguments))
+corpus = data.load(data.DataConfig({source!r}, vocab_size=300, cache={cache!r}), 3, 4, 16)
+print(corpus.sha256, hashlib.sha256(corpus.batch(11)[0].numpy().tobytes()).hexdigest())
+"""
+    processes = [start_python(script) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert sorted(map(len, outputs)) == [2, 3]
+    assert outputs[0][-2:] == outputs[1][-2:]
+    here = load_corpus(tmp_path, source, seed=3)
+    assert here.sha256 == outputs[0][-2]
+    assert hashlib.sha256(here.batch(11)[0].numpy().tobytes()).hexdigest() == outputs[0][-1]
+
+
+def test_a_prepared_corpus_is_used_again_whatever_the_seed_and_shape(tmp_path, builds):
+    source = write(tmp_path / "a.txt", prose(400))
+    first = load_corpus(tmp_path, source)
+    second = load_corpus(tmp_path, source, seed=5, batch_size=2, seq_len=8)
+    assert len(builds) == 1
+    assert first.sha256 == second.sha256
+    load_corpus(tmp_path, source, vocab_size=290)
+    load_corpus(tmp_path, source, max_bytes=1500)
+    assert len(builds) == 3
+    write(tmp_path / "a.txt", prose(401))
+    assert load_corpus(tmp_path, source).sha256 != first.sha256
+    assert len(builds) == 4
+
+
+@pytest.mark.parametrize("name", ["train.bin", "test.bin", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["truncated", "edited", "missing"])
+def test_a_harmed_cache_is_noticed_and_prepared_again(tmp_path, builds, capsys, name, harm):
+    source = write(tmp_path / "a.txt", prose(300))
+    before = load_corpus(tmp_path, source)
+    path = Path(before.tokens("train").filename).parent / name
+    content = path.read_bytes()
+    edited = content.replace(b"2", b"3", 1) if name.endswith("json") else content[:-1] + bytes([content[-1] ^ 1])
+    path.unlink() if harm == "missing" else path.write_bytes(content[:-2] if harm == "truncated" else edited)
+    after = load_corpus(tmp_path, source)
+    assert len(builds) == 2
+    assert after.sha256 == before.sha256
+    assert path.read_bytes() == content
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: prepared corpus ")
+    assert name in warning
+    assert warning.endswith("preparing it again")
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    source = write(tmp_path / "a.txt", prose(300))
+    folder = Path(load_corpus(tmp_path, source).tokens("train").filename).parent
+    stale = Path(f"{folder}.tmp")
+    folder.rename(stale)
+    (stale / "text").write_bytes(b"half")
+    load_corpus(tmp_path, source)
+    assert not stale.exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["train.bin", "validation.bin", "test.bin", "tokenizer.json", "manifest.json"]
+    )
+
+
+def test_no_space_left_is_told_as_it_is_and_leaves_nothing_half_made(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(preparing, "encode_group", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300)))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_preparing_is_silent_when_it_is_quick(tmp_path, capfd):
+    load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
+    source = write(tmp_path / "a.txt", prose(300))
+    with pytest.raises(
+        BadInput, match=r"data\.cache '.*a\.txt/cache' cannot be written \(Not a directory\): name another"
+    ):
+        load_corpus(tmp_path, source, cache=f"{source}/cache")
