@@ -1,7 +1,7 @@
 """Which base should rope have, inside the trained length and past it?
 
     python -m experiments.bases                      measure what is missing, and write the page
-    python -m experiments.bases --measure false      only write it, from what is there
+    python -m experiments.bases --measure false      only write it, from the measurements that exist
 
 Rope is trained from the start with bases from 100 to 1,000,000, over three seeds on text and one on tasks, and measured
 as experiments/lengths.py and experiments/retrieval.py measure base 10,000. Writes its section of results/RESULTS.md.

@@ -1,9 +1,9 @@
 """How do time and memory grow with length, width, depth and text, and what would larger models need?
 
     python -m experiments.cost                      measure (some minutes), and write results/cost.json and COST.md
-    python -m experiments.cost --measure false      only write the page, from what is there
+    python -m experiments.cost --measure false      only write the page, from results/cost.json
 
-Each piece of work is measured once, in a process of its own. The second half of the page is arithmetic: parameters,
+Each piece of work is measured once, in its own process. The second half of the page is arithmetic: parameters,
 operations (harness/workloads.py), memory and time of a model on one H100 and of another on 64.
 """
 
@@ -33,7 +33,7 @@ from model import ModelConfig, Transformer
 CPU, RESULTS = torch.device("cpu"), ROOT / "results"
 SMALL = ModelConfig(vocab_size=ENTRIES)  # whose length, width, depth and text grow
 LENGTHS, MEGABYTES, ROWS = [1024, 2048, 4096, 8192, 16384], [2, 5, 10], 8
-PEAK = 989e12  # FLOP/s of one H100 SXM in dense bf16, as its maker states it
+PEAK = 989e12  # FLOP/s of one H100 SXM in dense bf16, as NVIDIA states it
 UTILISATION = 0.4  # assumed: the part of the peak that training reaches; published runs lie between 0.3 and 0.6
 TOKENS_PER_PARAMETER = 20  # about what Hoffmann et al. (2203.15556) found best for the operations spent
 GPT2_ENTRIES = 50_304  # GPT-2's vocabulary, rounded up to a multiple of 64
@@ -56,7 +56,7 @@ def cache_bytes(config: ModelConfig, tokens: int, width: int) -> int:
 
 
 def activation_bytes(config: ModelConfig, tokens: int) -> int:
-    """What the backward pass needs of a forward pass over so many tokens in bf16, with attention fused.
+    """Memory that the backward pass needs from a forward pass over `tokens` tokens in bf16, with fused attention.
 
     A layer keeps per token: both norms' inputs and outputs (4 C), queries and what attention gives (2 C), keys and
     values (2 C_kv), gate and up, silu(gate), and its product with up (4 d_ff): 2 bytes each. The head keeps its input,
@@ -75,7 +75,7 @@ def memory_gigabytes(config: ModelConfig, devices: int, tokens_at_once: int) -> 
 
 
 def training_seconds(config: ModelConfig, tokens: float, devices: int) -> float:
-    """How long devices take to train on so many tokens at the assumed utilisation; no communication is counted."""
+    """How long devices take to train on `tokens` tokens at the assumed utilisation, without communication."""
     return training_flops(config, config.seq_len) * tokens / (devices * PEAK * UTILISATION)
 
 
@@ -178,7 +178,7 @@ def page(content: dict[str, Any]) -> str:
 
 Made by `python -m experiments.cost` from results/cost.json.
 
-Measured once each, in fp32, in a process of its own with one thread: {here["cores"]} cores ({here["cpu"]}), PyTorch
+Each measured once, in fp32, in its own process with one thread: {here["cores"]} cores ({here["cpu"]}), PyTorch
 {here["torch"]}, commit {(content["commit"] or "unknown")[:10]}. Where it does not say otherwise, the model is
 {SMALL.d_model} wide with {SMALL.n_layer} layers and {SMALL.n_head} heads, and a training step is one optimiser step on
 {ROWS} x {SMALL.seq_len} tokens.
@@ -194,7 +194,7 @@ Measured once each, in fp32, in a process of its own with one thread: {here["cor
 
 
 def estimate(title: str, config: ModelConfig, devices: int, rows: int) -> str:
-    """What a model would need on so many H100, as a section that shows the arithmetic."""
+    """What a model would need on H100 GPUs, as a section that shows the arithmetic."""
     N, matrices, T = parameters(config), matrix_parameters(config), config.seq_len
     C, L, F, V = config.d_model, config.n_layer, config.d_ff, config.vocab_size
     per_token, tokens, speed = training_flops(config, T), TOKENS_PER_PARAMETER * N, devices * PEAK * UTILISATION
@@ -230,7 +230,7 @@ ESTIMATES = f"""\
 ## What larger models would need: an estimate, not a measurement
 
 Nobody ran these. They are calculated as experiments/cost.py and harness/workloads.py say, on two assumptions: a GPU of
-989 TFLOP/s in dense bf16 (H100 SXM, its maker's figure), of which training reaches {UTILISATION:.0%}, and
+989 TFLOP/s in dense bf16 (H100 SXM, NVIDIA's figure), of which training reaches {UTILISATION:.0%}, and
 {TOKENS_PER_PARAMETER} tokens per parameter. Autocast's bf16 copies of the weights, memory that the allocator wastes,
 and communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes per parameter to
 gather weights (forward and backward) and 4 to reduce gradients, all of which has to overlap with the computation."""

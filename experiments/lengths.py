@@ -1,7 +1,7 @@
 """How does each scheme fare past the length it was trained at?
 
     python -m experiments.lengths                      measure what is missing, and write the page and the picture
-    python -m experiments.lengths --measure false      only write them, from what is there
+    python -m experiments.lengths --measure false      only write them, from the measurements that exist
 
 Every scheme is trained at 256 tokens over three seeds, and its loss taken on the same targets with 64 to 4,096 tokens
 of context. Writes its section of results/RESULTS.md, and docs/lengths.png.

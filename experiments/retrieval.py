@@ -1,7 +1,7 @@
 """Which scheme finds again what it has read, inside the trained length and past it?
 
     python -m experiments.retrieval                      measure what is missing, and write the page and the picture
-    python -m experiments.retrieval --measure false      only write them, from what is there
+    python -m experiments.retrieval --measure false      only write them, from the measurements that exist
 
 One model per scheme is trained on all tasks at once (harness/tasks.py), and its answers are scored at one to eight
 times the trained length. Writes its section of results/RESULTS.md, and docs/retrieval.png. What was tried before is in

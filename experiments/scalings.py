@@ -1,7 +1,7 @@
 """What do rope's scalings bring past the trained length, as they are and after a short fine-tuning?
 
     python -m experiments.scalings                      measure what is missing, and write the page and the picture
-    python -m experiments.scalings --measure false      only write them, from what is there
+    python -m experiments.scalings --measure false      only write them, from the measurements that exist
 
 The rope runs of experiments/lengths.py and experiments/retrieval.py are measured under every scaling, without training
 (zero-shot) and after fine-tuning at four times the trained length. Writes its section of results/RESULTS.md, and

@@ -3,7 +3,7 @@
     python -m experiments.speed                                  train, rope, generate and data
     python -m experiments.speed train rope --out bench.json      these two, and their figures as a file
     python -m experiments.speed train --d_model 512 --n_layer 8 --batch_size 8 --compile false
-    python -m experiments.speed trainer --train_seconds 120      what so many seconds of training come to
+    python -m experiments.speed trainer --train_seconds 120      bits per byte after 120 seconds of training
 
     train      tokens per second of training, beside transformers' Llama; what rope costs over no positions
     rope       turning queries and keys of (8, 8, 1024, 64), beside transformers and copying the two tensors
@@ -65,7 +65,7 @@ missing: list[str] = []  # what was not there to be measured
 
 
 def is_installed(library: str) -> bool:
-    """Whether a peer is there; if not, that is printed, once."""
+    """Whether a peer is installed; if not, a message says so, once."""
     there = importlib.util.find_spec(library) is not None
     if not there and library not in missing:
         missing.append(library)
@@ -89,7 +89,7 @@ def list_shapes(asked: Any, default: list[tuple[int, int]]) -> Iterator[ModelCon
 
 
 def can_compile(asked: Any) -> bool:
-    """Whether to measure compiled models; if there is no C++ compiler, that is printed, once."""
+    """Whether to measure compiled models; if there is no C++ compiler, a message says so, once."""
     there = devices.has_compiler()
     if asked.compile and not there and "a C++ compiler" not in missing:
         missing.append("a C++ compiler")
@@ -232,11 +232,11 @@ def train_for(
 
     Args:
         seconds: that a run is to take.
-        train_steps: trains so many steps from the start, and returns the seconds they took and what came out.
-        steps: of the first run.
+        train_steps: trains a number of steps from the start, and returns the seconds they took and the outcome.
+        steps: number of steps of the first run.
 
     Returns:
-        The last run's steps, seconds and what came out.
+        The last run's steps, seconds and outcome.
     """
     taken, made = train_steps(steps)
     for _ in range(4):
@@ -248,7 +248,7 @@ def train_for(
 
 
 def bench_trainer(asked: Any) -> Cases:
-    """Bits per byte of the validation split after so many seconds of training, ours and the Trainer's."""
+    """Bits per byte of the validation split after equal times of training, ours and the Trainer's."""
     _, texts, shape, config = train.parse(TRAINER_FLAGS, train.make_parser("experiments.speed", ""))
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--d_model", type=int | None, default=None, help="width; 128 and 256 if not given")
     parser.add_argument("--n_layer", type=int | None, default=None, help="layers; 4 and 6 if not given")
     parser.add_argument("--batch_size", type=int, default=32, help="rows of a training step")
-    parser.add_argument("--threads", type=int | None, default=None, help="of PyTorch; its own choice if not given")
+    parser.add_argument("--threads", type=int | None, default=None, help="of PyTorch; if not given, it chooses")
     parser.add_argument("--compile", type=bool, default=True, help="whether to measure compiled models too")
     parser.add_argument("--train_seconds", type=float, default=120, help="of trainer: how long each side trains")
     asked = parser.parse_args(argv)

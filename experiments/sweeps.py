@@ -2,7 +2,7 @@
 
     python -m experiments.sweeps      or make sweep: about an hour on two cores without bf16
 
-`make compare` trains all schemes at one learning rate. Here each gets two more, with everything else as it is there.
+`make compare` trains all schemes at one learning rate. Here each scheme is also trained at half and at twice that rate.
 Writes results/learning_rate.json, results/sinusoidal_amplitude.json and results/SWEEPS.md. Finished runs are not
 repeated.
 """

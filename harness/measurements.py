@@ -1,4 +1,4 @@
-"""Measurements that go on where they were stopped: one JSON file each, in results/data/PART/NAME.json.
+"""Measurements that can be stopped and continued: one JSON file each, in results/data/PART/NAME.json.
 
 An experiment lists its measurements and calls `run_experiment`. What has a file is not measured again. The run that a
 measurement needs is trained unless its folder under runs/results/ is finished; weights are not committed. Measurements
@@ -106,7 +106,7 @@ def tasks_run(scheme: str, name: str = "", *options: str) -> TrainedRun:
 
 
 def train_if_missing(run: TrainedRun, train: Main) -> Path:
-    """The folder of a run, which is trained unless it is finished, its start first. Two who need it train it once."""
+    """Train a run unless it is finished, its start first, once even if several processes need it; its folder."""
     if run.start is not None:
         train_if_missing(run.start, train)
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def measure_by_evaluating(
     """What evaluate.py finds with these options; for longrope with the lists that the run `lists_of` has learned."""
     folder = train_if_missing(one.run, train)
     flags = [*options, *(longrope_options(train_if_missing(lists_of, train)) if lists_of else ())]
-    picture = RUNS / f"{one.part}-{one.name}.png"  # of its own: others measure the same run at the same time
+    picture = RUNS / f"{one.part}-{one.name}.png"  # another process may measure the same run
     results = evaluate([str(folder), *flags, "--picture", str(picture)])["results"]
     return {"evaluate": ["python", "evaluate.py", str(folder), *flags], "results": results}
 
@@ -168,7 +168,7 @@ def write_measurement(one: Measurement, train: Main) -> None:
 
 
 def write_in_process(one: Measurement, train: Main) -> None:
-    """`write_measurement` in a process of its own, with everything it prints in a log file."""
+    """`write_measurement` in a worker process, with everything it prints in a log file."""
     torch.set_num_threads(1)
     RUNS.mkdir(parents=True, exist_ok=True)
     log = RUNS / f"{one.part}-{one.name}.log"
@@ -195,10 +195,10 @@ def stopping_all(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> None:
-    """Take the measurements that have no file yet, and print how far that is.
+    """Take the measurements that have no file yet, and print the progress.
 
     Raises:
-        RunFailed: naming what failed, after everything else was tried.
+        RunFailed: naming what failed, once everything else has been tried.
     """
     missing = [one for one in measurements if not one.file.exists()]
     began, failed = time.perf_counter(), []
@@ -222,17 +222,19 @@ def run_experiment(
     Args:
         argv: the command line.
         doc: the experiment's docstring.
-        measurements: all that it consists of, in the order in which they are worth having.
+        measurements: all of the experiment, most important first.
         train: main of train.py.
-        write_pages: writes pages and pictures from the measurements that are there.
+        write_pages: writes pages and pictures from the measurements that exist.
     """
     parser = Parser(description=first_paragraph(doc))
-    parser.add_argument("--measure", type=bool, default=True, help="false: only write the page, from what is there")
+    parser.add_argument(
+        "--measure", type=bool, default=True, help="false: only write the page, from the measurements that exist"
+    )
     if parser.parse_args(argv).measure:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         run_missing(measurements, train, cores)
     there = sum(one.file.exists() for one in measurements)
     if not there:
-        raise BadInput("--measure false: there is nothing in results/data/ to write a page from")
+        raise BadInput("--measure false: results/data/ has no measurement of this experiment; leave it out")
     write_pages()
-    print(f"{there} of {len(measurements)} measurements are there; written: results/RESULTS.md and its pictures")
+    print(f"{there} of {len(measurements)} measurements exist; results/RESULTS.md and its pictures are written")

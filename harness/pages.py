@@ -1,4 +1,4 @@
-"""Pages with sections that are made: from the files of results/data/, or by a measurement; and verdicts on them."""
+"""Pages with generated sections: finding and replacing them, reading measurements for them, and verdicts."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 def find_section(maker: str) -> tuple[Path, str, tuple[int, int]]:
-    """The one page with a section between `<!-- made by MAKER -->` and `<!-- end -->`: path, text, and where it stands.
+    """The page that has the section between `<!-- made by MAKER -->` and `<!-- end -->`: path, text, start and end.
 
     Raises:
         BadInput: if no page, or more than one, has such a section.
@@ -41,13 +41,13 @@ def find_section(maker: str) -> tuple[Path, str, tuple[int, int]]:
 
 
 def read_section(maker: str) -> str:
-    """What stands in a maker's section now."""
+    """The present text of a maker's section."""
     _, text, (first, last) = find_section(maker)
     return text[first:last]
 
 
 def replace_section(maker: str, section: str) -> Path:
-    """Write a maker's section, wherever it stands; the path of the page."""
+    """Write a maker's section, and return the path of its page."""
     page, text, (first, last) = find_section(maker)
     write_whole(page, text[:first] + section + text[last:])
     return page
@@ -57,7 +57,7 @@ def replace_section(maker: str, section: str) -> Path:
 
 
 def load_rows(part: str) -> Rows:
-    """All measurements of a part that are there."""
+    """All measurements of a part."""
     return [json.loads(file.read_text("utf-8")) for file in sorted(ROOT.glob(f"results/data/{part}/*.json"))]
 
 

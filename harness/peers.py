@@ -24,7 +24,7 @@ class Logits(nn.Module):
 
 
 def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = None, **more: Any) -> nn.Module:
-    """transformers' Llama of our model's shape, for so many positions, with more options of its config."""
+    """transformers' Llama in our model's shape, for `length` positions, with more options of its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What work costs: time beside that of others, taken in turns; and memory, of work in a process of its own."""
+"""What work costs: its time, measured in turns with that of other libraries, and its memory, in its own process."""
 
 import multiprocessing
 import re
@@ -92,7 +92,7 @@ def compare_rounds(
 
 
 def best_peer(row: Row) -> str:
-    """The peer with the best median, or nothing where there is none."""
+    """The peer with the best median; empty if there is no peer."""
     return (max if row.unit in HIGHER_IS_BETTER else min)(row.peers, key=row.peers.get, default="")
 
 
@@ -137,13 +137,13 @@ def table(rows: list[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a piece of work took in a process of its own.
+    """What a piece of work took in its own process.
 
     Args:
         result: what it returned.
-        before: memory in use when it began, the libraries above all, MiB.
+        before: memory in use when it began, mostly by libraries, MiB.
         peak: most memory in use while it worked, pages of mapped files included, MiB.
-        anonymous: most memory that no file stands behind, MiB; None where there is no /proc.
+        anonymous: most memory that is not backed by a file, MiB; None without /proc.
     """
 
     result: Any
@@ -190,7 +190,7 @@ def work_in_child(sender: Any, threads: int, work: Callable, arguments: tuple) -
 def peak_memory() -> float:
     """The most memory this process had in use, MiB.
 
-    ru_maxrss, where there is nothing better: on Linux it begins with the peak of the process that started this one.
+    Without /proc it is ru_maxrss, which on Linux would begin with the peak of the parent process.
     """
     with suppress(OSError):
         return read_mebibytes(Path("/proc/self/status"), "VmHWM")

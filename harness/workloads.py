@@ -67,7 +67,7 @@ def training_step(
 
 
 def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
-    """So many megabytes of text: the King James verses again and again, each time in another order."""
+    """Write text of this size: the King James verses, repeated in a new random order each time."""
     verses = next(corpora.read_kjv())["text"].splitlines(keepends=True)
     draw, left = random.Random(seed), int(megabytes * 1e6)
     with open(path, "wb") as file:
@@ -87,7 +87,7 @@ def learn_tokenizer(text: Path, folder: Path) -> Path:
 
 
 def prepare(text: Path, tokenizer: Path, cache: Path) -> tuple[int, float]:
-    """Prepare a corpus with a tokenizer that is there already: tokens written, and seconds."""
+    """Prepare a corpus with an existing tokenizer: tokens written, and seconds."""
     began = time.perf_counter()
     corpus = data.load(data.DataConfig(str(text), tokenizer=str(tokenizer), cache=str(cache)), 0, 1, 1)
     seconds = time.perf_counter() - began

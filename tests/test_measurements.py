@@ -13,7 +13,7 @@ import evaluate
 import train
 from harness import measurements, pages
 from harness.measurements import Measurement, TrainedRun, measure_by_evaluating, measure_losses
-from harness.messages import RunFailed
+from harness.messages import BadInput, RunFailed
 
 EXPERIMENTS = ("lengths", "scalings", "retrieval", "bases")
 ALL = [one for name in EXPERIMENTS for one in import_module(f"experiments.{name}").list_measurements()]
@@ -97,3 +97,8 @@ def test_a_failure_is_named_after_everything_else_was_tried(tiny, capsys):
     with pytest.raises(RunFailed, match=r"part [ab]: the disk is full .*; part [ab]: the disk is full"):
         measurements.run_missing(failing, train.main, at_once=1)
     assert "2 of 2" in capsys.readouterr().out
+
+
+def test_without_any_measurement_there_is_no_page_to_write():
+    with pytest.raises(BadInput, match=r"--measure false: .* no measurement"):
+        measurements.run_experiment(["--measure", "false"], "A question.", [], train.main, lambda: None)
