@@ -18,9 +18,9 @@ one of these protocols:
                       right, each token predicted after the right ones, by length and by where the source stands
 
 Each loss and accuracy comes with that of cropping the context to the trained length, which tells a gain from longer
-context apart from merely not failing: the run as it was trained, without the scaling, scores the same targets, each
-from at most the last trained-length tokens before it. Where a window holds many targets, the cropped windows slide by
-the stride, so a late target sees between trained length - stride + 1 and trained length tokens. A fine-tuned run's
+context apart from merely not failing: the run as it was trained, without the scaling, scores the same targets,
+each from at most the last trained-length tokens before it. Where a window holds many targets, the cropped windows slide
+by the stride, so a late target sees between trained length - stride + 1 and trained length tokens. A fine-tuned run's
 trained length is the one it was tuned at. The targets of `fixed` depend on the longest length given, so compare figures
 only if it was the same.
 """
