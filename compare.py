@@ -48,7 +48,9 @@ MAY_DIFFER_HERE = {**MAY_DIFFER, "run": MAY_DIFFER["run"] - {"eval_every", "prec
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the comparison the command line asks for, and return its summary."""
     parser = train.make_parser("compare.py", first_paragraph(__doc__))
-    parser.add_argument("--schemes", type=str, nargs="+", default=["sinusoidal", "learned", "alibi", "rope"])
+    parser.add_argument(
+        "--schemes", type=str, nargs="+", default=[name for name, scheme in SCHEMES.items() if scheme.in_comparison]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
     parser.add_argument(
         "--jobs", type=int, default=None, help="runs side by side; if not given one per core, with slurm all"
@@ -139,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for scheme in dict.fromkeys(asked.schemes)
         ]
     except ValueError as error:
-        raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
+        raise BadInput(parser.explain(error)) from error
     waiting = [job for job in jobs if not is_finished(job)]
     # Prepared here once, so that whatever is wrong with the text is said before anything starts.
     corpus = data.load(data_config, jobs[0].seed, run_config.batch_size, model_config.seq_len)

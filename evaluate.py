@@ -42,13 +42,13 @@ from harness.messages import BadInput, first_paragraph, refuse_unknown, run
 from harness.options import Parser
 from harness.provenance import versions
 from harness.retrieval import empty_rows, measure_accuracy
+from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, position_at, variants
 from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
 from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import Position
-from rope import yarn_warning
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

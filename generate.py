@@ -29,11 +29,12 @@ from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, first_paragraph, run
 from harness.options import Parser
+from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import Text, compiled, samples, trial
 from harness.scalings import add_rope_options, position_at, variants
 from positions import PastTheEnd
-from rope import DEPEND_ON_LENGTH, yarn_warning
+from rope import DEPEND_ON_LENGTH
 
 
 def write(loaded: FinishedRun, ids: list[int], asked: Any) -> None:

@@ -2,26 +2,27 @@
 
     1 embed   x + p(positions)          sinusoidal, learned      once, at the bottom
     2 rotate  q, k by their positions   rope                     in every attention layer
-    3 bias    scores + b(q_pos, k_pos)  alibi, t5                in every attention layer
+    3 bias    scores + b(q_pos, k_pos)  alibi, t5, kerple        in every attention layer
 
-A scheme acts through one hook and inherits the others, which do nothing; `none` overrides nothing. (Rope also prepares
-its angles in `embed`, and says through `changes` when a cache has to be rebuilt.) One instance serves all layers.
-Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions.
+A scheme overrides one hook and inherits the others, which do nothing; `none` overrides nothing. One instance serves all
+layers. Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. Tables that
+depend on them are computed when asked for, in float32 or wider. They are never module buffers, since `model.bfloat16()`
+would round a buffer, and a bfloat16 cannot tell position 257 from 256.
 
-Tables that depend on positions are computed when asked for, in float32 or wider. They are never module buffers, since
-`model.bfloat16()` would round a buffer, and a bfloat16 cannot tell position 257 from 256.
+To add a scheme, write its class here, its line in `SCHEMES`, and a config of two lines in configs/. `Kerple` is an
+example with everything: a hook, parameters with first values of their own, and a look in pictures.
 """
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, rotated_width, turn
-
-if TYPE_CHECKING:
-    from model import ModelConfig
 
 
 class Position(nn.Module):
@@ -29,29 +30,59 @@ class Position(nn.Module):
 
     Without any of it a causal decoder still is no bag of words: its mask lets token 5 see four tokens before it, and
     that count alone can tell position (NoPE: 2203.16634, 2305.19466).
+
+    Args:
+        config: the model's, a `model.ModelConfig`.
     """
 
-    longest: int | None = None
-    """The number of positions there are; None where positions never end."""
+    Options: type | None = None  # a dataclass of the scheme's own options: config.NAME, and --model.NAME.* for users
+    in_comparison = False  # whether compare.py trains it by default
+    label, color, dash, marker = "none", "#999999", (0, (1, 1)), "x"  # how pictures show it
 
-    def __init__(self, config: "ModelConfig") -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.longest: int | None = None  # the number of positions there are; None where positions never end
+        self.d_key = config.d_head  # the width of queries and keys after `rotate`
+
+    @classmethod
+    def settle(cls, config: Any) -> Any:
+        """The scheme's options, all defaults filled in. Raises ValueError for a model that the scheme does not fit."""
+        return None
+
+    def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """What one of the scheme's parameters starts as; None for the model's own rule, N(0, init_std)."""
+        return None
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings with what the scheme adds to them: (B, T, C), (T,) -> (B, T, C)."""
         return x
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys at these positions, (B, H, T, D) each, turned by the scheme; keys may have fewer heads."""
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> Any:
+        """What `rotate` needs of the positions, (T,), for activations of this dtype; computed once a forward pass."""
+        return None
+
+    def rotate(self, q: Tensor, k: Tensor, angles: Any, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, T, D) and keys (B, Hkv, T, D) of a layer, 0 .. n_layer - 1, turned: (..., d_key) each."""
         return q, k
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """What is added to every score after the division by sqrt(D): (Tq,), (Tk,) -> (H, Tq, Tk), or None."""
         return None
 
-    def changes(self, used: int, positions: Tensor) -> bool:
-        """Whether what the scheme did for the first `used` of these positions, (T,), is another thing now."""
+    def outdates_cache(self, used: int, positions: Tensor) -> bool:
+        """Whether keys cached for the first `used` of these positions, (T,), would be other keys if computed now."""
         return False
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class SinusoidalOptions:
+    """What the scheme sinusoidal can be told.
+
+    Args:
+        amplitude: what the waves are multiplied by before they meet the embeddings.
+    """
+
+    amplitude: Annotated[float, Field(ge=1e-6, le=1e3)] = 0.14
 
 
 class Sinusoidal(Position):
@@ -61,14 +92,24 @@ class Sinusoidal(Position):
 
     These are RoPE's frequencies over the whole width of the model, added where RoPE multiplies. The waves have
     amplitude 1 in the paper, where embeddings are multiplied by sqrt(d_model) first. Here embeddings start at
-    `init_std`, and waves of amplitude 1 would drown them for most of a short training, so they are scaled by
-    `sinusoidal_amplitude`; what that is worth is measured in results/.
+    `init_std`, and waves of amplitude 1 would drown them for most of a short training, so they are made smaller; what
+    that is worth is measured in results/SWEEPS.md.
     """
 
-    def __init__(self, config: "ModelConfig") -> None:
+    Options = SinusoidalOptions
+    in_comparison = True
+    label, color, dash, marker = "sinusoidal", "#E69F00", "--", "s"
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.theta, _ = frequencies(RopeConfig(), config.d_model, config.seq_len)  # (C/2,)
-        self.amplitude = config.sinusoidal_amplitude
+        self.amplitude = config.options.amplitude
+
+    @classmethod
+    def settle(cls, config: Any) -> SinusoidalOptions:
+        if config.d_model % 2:
+            raise ValueError(f"model.d_model {config.d_model} must be even: sinusoidal waves are sines and cosines")
+        return config.options
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         cos, sin = cos_sin(positions, on_device(self.theta, x))  # (T, C/2) each
@@ -79,7 +120,10 @@ class Sinusoidal(Position):
 class Learned(Position):
     """One trained vector per position, added to the embeddings once (GPT-2, BERT). Past the table there is nothing."""
 
-    def __init__(self, config: "ModelConfig") -> None:
+    in_comparison = True
+    label, color, dash, marker = "learned", "#009E73", "-.", "^"
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.longest = config.seq_len
         self.table = nn.Parameter(torch.empty(config.seq_len, config.d_model))
@@ -90,33 +134,8 @@ class Learned(Position):
             if first < 0:
                 raise ValueError(f"position {first} is below 0, where learned positions start")
             if last >= self.longest:
-                raise PastTheEnd(
-                    f"learned positions end at {self.longest}, the seq_len trained at, and position {last} was asked "
-                    f"for: stay within {self.longest} tokens or use a scheme that has no end (rope, alibi)"
-                )
+                raise PastTheEnd(f"learned positions end at {self.longest}, and position {last} was asked for")
         return x + self.table[positions].to(x.dtype)
-
-
-def extend_table(old: Tensor, fresh: Tensor, way: str) -> Tensor:
-    """A trained table for another number of positions: (L, C), (L', C) -> (L', C). A shorter one is cut.
-
-    Args:
-        old: the trained vectors of positions 0 .. L - 1.
-        fresh: what the longer table would be at initialisation.
-        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors are spread evenly over the
-            longer table, its first and last being the old ones, with straight lines between. `new`: old vectors as they
-            are, and past them the fresh ones.
-    """
-    L, longer = len(old), len(fresh)
-    if longer <= L:
-        return old[:longer]
-    if way == "repeat":
-        return old[torch.arange(longer) % L]
-    if way == "interpolate":
-        place = torch.linspace(0, L - 1, longer, dtype=torch.float64)  # (L',), where each row falls among the old
-        below = place.long().clamp(max=max(0, L - 2))  # (L',)
-        return torch.lerp(old[below], old[(below + 1).clamp(max=L - 1)], (place - below)[:, None].to(old))
-    return torch.cat((old, fresh[L:]))
 
 
 class PastTheEnd(ValueError):
@@ -129,7 +148,10 @@ class Alibi(Position):
     score += -slope_h |m - k|, not divided by sqrt(D). Nothing is trained.
     """
 
-    def __init__(self, config: "ModelConfig") -> None:
+    in_comparison = True
+    label, color, dash, marker = "ALiBi", "#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D"
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.slopes = alibi_slopes(config.n_head)  # (H,)
 
@@ -152,6 +174,27 @@ def alibi_slopes(n_head: int) -> Tensor:
     return torch.tensor(row(power) + row(2 * power)[::2][: n_head - power], dtype=torch.float64)
 
 
+class Kerple(Position):
+    """A penalty that grows with the logarithm of distance, its scale and its bend trained for each head (2205.09921).
+
+    score += -p_h ln(1 + a_h (m - k)), one p and one a per head for all layers, both kept at 0.01 or more where used.
+    """
+
+    label, color, dash, marker = "KERPLE", "#56B4E9", (0, (3, 1, 1, 1)), "P"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.p, self.a = (nn.Parameter(torch.empty(config.n_head)) for _ in range(2))  # (H,) each
+
+    def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.rand(shape, generator=generator) * (2 if name == "p" else 1)  # p in [0, 2), a in [0, 1)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (q_positions[:, None] - k_positions).clamp(min=0)  # (Tq, Tk); later keys are masked
+        p, a = (part.float().clamp(min=0.01)[:, None, None] for part in (self.p, self.a))  # (H, 1, 1) each
+        return -p * torch.log1p(a * distance)  # (H, Tq, Tk)
+
+
 class T5(Position):
     """A trained bias per head and bucket of distance, shared by all layers (T5, 1910.10683, section 2.1).
 
@@ -160,8 +203,9 @@ class T5(Position):
     """
 
     BUCKETS, MAX_DISTANCE = 32, 128
+    label, color, dash, marker = "T5", "#CC79A7", ":", "v"
 
-    def __init__(self, config: "ModelConfig") -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.table = nn.Parameter(torch.empty(self.BUCKETS, config.n_head))
         self.bucket = torch.tensor([t5_bucket(n) for n in range(self.MAX_DISTANCE + 1)])  # (129,), exact integers
@@ -175,8 +219,8 @@ class T5(Position):
 def t5_bucket(distance: int, buckets: int = T5.BUCKETS, max_distance: int = T5.MAX_DISTANCE) -> int:
     """Which bucket a distance in tokens (query minus key, at least 0) falls into, for a causal decoder.
 
-    The first half of the buckets holds one distance each, the second half is spaced logarithmically up to max_distance,
-    and the last one holds everything farther: past it, T5's bias cannot tell distances apart.
+    The first half of the buckets holds one distance each, the second half is spaced logarithmically up to max_distance.
+    The last bucket holds everything farther: there T5 cannot tell distances apart.
     """
     exact = buckets // 2
     if distance < exact:
@@ -187,73 +231,56 @@ def t5_bucket(distance: int, buckets: int = T5.BUCKETS, max_distance: int = T5.M
 class Rope(Position):
     """Queries and keys turned by their positions in every layer (RoFormer, 2104.09864); the mathematics is in rope.py.
 
-    The angles depend on positions alone, so `embed`, which runs once at the bottom, computes them for all layers. The
-    attention factor of yarn and longrope multiplies cos and sin, so it reaches the rotated features only.
-
-    With `learn_factors` every pair has one trained number more, the logarithm of a factor that divides its frequency:
+    The attention factor of yarn and longrope multiplies cos and sin, so it reaches the rotated features only. With
+    `learn_factors` every pair has one trained number more, the logarithm of a factor that divides its frequency:
 
         theta_i' = theta_i exp(-log_factor_i)
 
     so all factors stay above 0, and at 0, where they start, the frequencies are exactly those of the scaling.
     """
 
-    def __init__(self, config: "ModelConfig") -> None:
+    Options = RopeConfig
+    in_comparison = True
+    label, color, dash, marker = "RoPE", "#D55E00", "-", "o"
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.config, self.d_head = config.rope, config.d_model // config.n_head
-        self.positions, self.cos_sin = None, None
+        self.config, self.d_head = config.options, config.d_head
         self.fixed = None if self.config.scaling in DEPEND_ON_LENGTH else frequencies(self.config, self.d_head, 0)
         pairs = rotated_width(self.config, self.d_head) // 2
         self.log_factor = nn.Parameter(torch.zeros(pairs)) if self.config.learn_factors else None  # (D_rot/2,)
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        self.positions, self.cos_sin = positions, tuple(part.to(wide) for part in self.table(positions))
-        return x
+    @classmethod
+    def settle(cls, config: Any) -> RopeConfig:
+        rope, L = config.options, config.options.original_length
+        if rope.scaling == "longrope" and L and not (rope.factor or rope.attention_factor):
+            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # extended length over original length
+        frequencies(rope, config.d_head, config.seq_len)  # refuses what cannot be rotated, by name
+        return rope
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.cos_sin if positions is self.positions else self.table(positions)
-        return turn(q, cos, sin, self.config.layout), turn(k, cos, sin, self.config.layout)
+    def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.zeros(shape)
 
-    def changes(self, used: int, positions: Tensor) -> bool:
-        if self.config.scaling not in DEPEND_ON_LENGTH:
-            return False
-        return not torch.equal(self.theta(positions[:used])[0], self.theta(positions)[0])
-
-    def theta(self, positions: Tensor) -> tuple[Tensor, float]:
-        """Frequencies and attention factor at the length these positions reach."""
-        return self.fixed or frequencies(self.config, self.d_head, int(positions.max()) + 1)
-
-    def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of all angles, times the attention factor: (T, D_rot / 2) each."""
-        theta, attention_factor = self.theta(positions)
+        theta, attention_factor = self.frequencies_at(positions)
         theta = on_device(theta, positions)
         if self.log_factor is not None:
             theta = theta * torch.exp(-self.log_factor.to(theta.dtype))  # (D_rot/2,); the gradient goes through here
-        cos, sin = cos_sin(positions, theta)
-        return attention_factor * cos, attention_factor * sin
+        wide = torch.promote_types(dtype, torch.float32)
+        cos, sin = ((attention_factor * part).to(wide) for part in cos_sin(positions, theta))
+        return cos, sin
 
-    def as_longrope(self, seq_len: int) -> RopeConfig:
-        """The config of a rope that is turned as this one without learning anything: its factors as longrope's lists.
+    def rotate(self, q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+        return turn(q, *angles, self.config.layout), turn(k, *angles, self.config.layout)
 
-        Both lists are the same, since every scaling that factors are learned on top of turns all lengths alike; only
-        longrope's own two differ.
+    def outdates_cache(self, used: int, positions: Tensor) -> bool:
+        if self.config.scaling not in DEPEND_ON_LENGTH:
+            return False
+        return not torch.equal(self.frequencies_at(positions[:used])[0], self.frequencies_at(positions)[0])
 
-        Args:
-            seq_len: the trained length, tokens; the original length where none is on record.
-        """
-        config, L = self.config, self.config.original_length or seq_len
-        kept = {"base": config.base, "layout": config.layout, "fraction": config.fraction}
-        plain, _ = frequencies(RopeConfig(**kept), self.d_head, 0)  # (D_rot/2,)
-        learned = self.log_factor.detach().cpu().double().exp()  # (D_rot/2,)
-        (short, attention_factor), (long, _) = (frequencies(config, self.d_head, length) for length in (L, L + 1))
-        return RopeConfig(
-            **kept,
-            scaling="longrope",
-            original_length=L,
-            attention_factor=attention_factor,
-            short_factor=(plain / short * learned).tolist(),
-            long_factor=(plain / long * learned).tolist(),
-        )
+    def frequencies_at(self, positions: Tensor) -> tuple[Tensor, float]:
+        return self.fixed or frequencies(self.config, self.d_head, int(positions.max()) + 1)
 
 
 def on_device(table: Tensor, like: Tensor) -> Tensor:
@@ -266,6 +293,7 @@ SCHEMES: dict[str, type[Position]] = {
     "sinusoidal": Sinusoidal,
     "learned": Learned,
     "alibi": Alibi,
+    "kerple": Kerple,
     "t5": T5,
     "rope": Rope,
 }

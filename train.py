@@ -51,15 +51,15 @@ from harness.folder import RunFolder, refuse_other_config, refuse_taken, verifie
 from harness.messages import BadInput, RunFailed, first_paragraph, run, silence
 from harness.options import ConfigFile, Parser
 from harness.processes import ALONE, World, assembled, begin, reducing, whole
-from harness.provenance import versions
+from harness.provenance import shared_sha256, versions
 from harness.runs import FinishedRun, read_metrics, weights_sha256
 from harness.sampling import sample, trial
 from harness.scoring import Score, score
 from harness.signals import Signals
 from harness.tasks import TaskCorpus, refuse_unknown_task
 from harness.tuning import load_start, refuse_other_shape, refuse_other_tokenizer, start_from, tuned_name, under
-from model import ModelConfig, Transformer, shared_sha256
-from rope import RopeConfig
+from model import ModelConfig, Transformer
+from positions import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,15 @@ def parse(argv: list[str] | None, parser: Parser) -> tuple[Any, data.DataConfig,
     if old:  # before the sections are made, whose own complaints would hide what is wrong
         unset = {name: value for name, value in asdict(old.model_config).items() if asked.model[name] is None}
         refuse_other_shape(old, vars(asked.model) | unset)
-        factor = asked.model.rope.factor
-        if factor and asked.model.seq_len > old.model_config.seq_len and not given.get("model.rope.factor"):
-            text = f"--model.rope.factor {factor:g} is the old run's, for {old.model_config.seq_len} tokens"
+        scheme = old.model_config.position
+        factor = getattr(asked.model.get(scheme), "factor", None)
+        if factor and asked.model.seq_len > old.model_config.seq_len and not given.get(f"model.{scheme}.factor"):
+            text = f"--model.{scheme}.factor {factor:g} is the old run's, for {old.model_config.seq_len} tokens"
             warnings.warn(f"{text}, and --model.seq_len is {asked.model.seq_len}: give one", stacklevel=2)
     try:
         made = parser.instantiate(asked)
     except ValueError as error:
-        raise BadInput(f"--{'model.' if str(error).startswith('rope.') else ''}{error}") from error
+        raise BadInput(parser.explain(error)) from error
     name = made.run.name or (tuned_name(old, made.model) if old else made.model.position)
     return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
 
@@ -303,8 +304,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with begin() as world:
         parser = make_parser("train.py", first_paragraph(__doc__))
         _, data_config, model_config, config = world.together(parse, argv, parser)
-        if model_config.position != "rope" and model_config.rope != RopeConfig():
-            warnings.warn(f"--model.rope.* means nothing to --model.position {model_config.position}", stacklevel=2)
+        for name, scheme in SCHEMES.items():
+            if scheme.Options and name != model_config.position and getattr(model_config, name) != scheme.Options():
+                warnings.warn(
+                    f"--model.{name}.* means nothing to --model.position {model_config.position}", stacklevel=2
+                )
         return train(data_config, model_config, config, world)
 
 

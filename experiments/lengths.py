@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 import train
-from harness import measurements, pages, report
+from harness import measurements, pages
 from harness.measurements import SEEDS, TRAINED, Measurement
 from harness.messages import run
 from harness.pages import Rows, judge, paired_differences, select
@@ -27,7 +27,7 @@ Figure = Callable[[dict[str, Any]], float | None]
 
 def list_measurements() -> list[Measurement]:
     """The loss of every scheme and seed by length."""
-    runs = {(scheme, seed): measurements.text_run(scheme, seed) for seed in SEEDS for scheme in SCHEMES}
+    runs = {(scheme, seed): measurements.text_run(scheme, seed) for seed in SEEDS for scheme in measurements.SCHEMES}
     return [
         Measurement("schemes", run.name, run, {"scheme": scheme, "seed": seed}, measurements.measure_losses)
         for (scheme, seed), run in runs.items()
@@ -114,7 +114,8 @@ def draw(rows: Rows, path: Path) -> None:
         for length, loss in ((int(n), loss) for row in mine for n, loss in row["loss_by_length"].items()):
             if loss is not None:
                 points.setdefault(length, []).append(loss)
-        lines.append(Line(scheme, points, *report.STYLE[scheme]))
+        look = SCHEMES[scheme]
+        lines.append(Line(scheme, points, look.color, look.dash, look.marker))
     plt = plotting()
     figure, axis = plt.subplots(figsize=(7, 5.4), layout="constrained")
     draw_by_length(axis, lines, TRAINED)

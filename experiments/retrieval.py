@@ -25,7 +25,7 @@ from positions import SCHEMES
 def list_measurements() -> list[Measurement]:
     """The accuracy of every scheme by task and length, one seed."""
     measure = partial(measurements.measure_by_evaluating, evaluate=evaluate.main, options=())
-    runs = {scheme: measurements.tasks_run(scheme) for scheme in SCHEMES}
+    runs = {scheme: measurements.tasks_run(scheme) for scheme in measurements.SCHEMES}
     return [Measurement("retrieval", run.name, run, {"scheme": s, "seed": 0}, measure) for s, run in runs.items()]
 
 

@@ -43,6 +43,7 @@ from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.provenance import commit, versions
+from harness.ranges import explain
 from harness.sampling import compiled, sample, stored_by_columns
 from harness.scoring import score
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
@@ -84,7 +85,7 @@ def list_shapes(asked: Any, default: list[tuple[int, int]]) -> Iterator[ModelCon
         try:
             config = ModelConfig(vocab_size=ENTRIES, d_model=d_model, n_layer=n_layer, seq_len=LENGTH)
         except ValueError as error:
-            raise BadInput(f"--{str(error).replace('model.', '')}") from error
+            raise BadInput(f"--{explain(error).replace('model.', '')}") from error
         yield config
 
 

@@ -19,12 +19,12 @@ from harness.files import write_whole
 from harness.messages import run
 from harness.pages import ROOT
 from harness.tables import markdown
-from model import ModelConfig
+from positions import SinusoidalOptions
 from train import RunConfig
 
 RESULTS, RATE = ROOT / "results", RunConfig.learning_rate
 SCHEMES = ["sinusoidal", "learned", "alibi", "rope"]
-AMPLITUDE = ModelConfig.sinusoidal_amplitude
+AMPLITUDE = SinusoidalOptions.amplitude
 
 
 def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,7 +51,7 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     amplitudes = []
     for amplitude in (0.02, AMPLITUDE, 1.0):
         one_thread = ("--run.threads", "1")  # as when runs go side by side
-        options = () if amplitude == AMPLITUDE else ("--model.sinusoidal_amplitude", str(amplitude), *one_thread)
+        options = () if amplitude == AMPLITUDE else ("--model.sinusoidal.amplitude", str(amplitude), *one_thread)
         folder, schemes = (f"amplitude-{amplitude:g}", SCHEMES[:1]) if options else ("compare", SCHEMES)
         found = train(folder, schemes, *options, amplitude=amplitude)
         amplitudes += [one for one in found if one["scheme"] == SCHEMES[0]]

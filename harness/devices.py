@@ -11,6 +11,7 @@ import torch
 
 from harness.messages import BadInput
 from model import ModelConfig
+from positions import SCHEMES
 
 Autocast = Callable[[], AbstractContextManager]  # makes the context in which a model runs
 
@@ -73,6 +74,20 @@ def why_not_compiled(error: BaseException) -> str | None:
     return f"torch.compile failed: {told[0][:300] if told else type(error).__name__}"
 
 
+def count_parameters(shape: ModelConfig) -> int:
+    """How many numbers the weights are, without making them."""
+    key_width = shape.d_head * shape.n_kv_head
+    block = 2 * shape.d_model**2 + 2 * shape.d_model * key_width + 3 * shape.d_model * shape.d_ff + 2 * shape.d_model
+    with torch.device("meta"):
+        scheme = sum(p.numel() for p in SCHEMES[shape.position](shape).parameters())
+    return (
+        shape.n_layer * block
+        + (1 if shape.tie_embeddings else 2) * shape.vocab_size * shape.d_model
+        + shape.d_model
+        + scheme
+    )
+
+
 def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int) -> None:
     """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
 
@@ -98,7 +113,7 @@ def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: tor
     kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
     for needed, flags in (
         (
-            16 * shape.parameters() // shards,
+            16 * count_parameters(shape) // shards,
             ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
         ),
         (16 * batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),

@@ -51,9 +51,10 @@ from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, pack_weig
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
 from harness.processes import ALONE, World, whole
+from harness.ranges import read_section
+from harness.rotation import as_longrope
 from harness.runs import how_far, read_metrics, read_result, weights_sha256
 from model import Transformer
-from rope import RopeConfig
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
 FILES = (
@@ -123,10 +124,8 @@ def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[
     file = path / "config.yaml"
     try:
         sections = yaml.safe_load(file.read_text(encoding="utf-8"))
-        rope = RopeConfig(**sections["model"].pop("rope"))
         # through the dataclass, so that options that came later than the record stand at their defaults
-        sections["model"]["rope"] = rope
-        begun = {name: asdict(type(config)(**sections[name])) for name, config in configs.items()}
+        begun = {name: asdict(read_section(type(config), sections[name])) for name, config in configs.items()}
     except PermissionError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}): name another folder") from error
     except Exception as error:
@@ -137,8 +136,8 @@ def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[
             was = begun[section][name]
             if name in may_differ[section] or (name == "vocab_size" and now is None):
                 continue
-            if name == "rope":
-                found += [f"model.rope.{key} {was[key]}, not {now[key]}" for key in now if was[key] != now[key]]
+            if isinstance(now, dict):
+                found += [f"{section}.{name}.{key} {was[key]}, not {now[key]}" for key in now if was[key] != now[key]]
             elif was != now:
                 found.append(f"{section}.{name} {was}, not {now}")
     return found
@@ -350,10 +349,11 @@ class RunFolder:
         """
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         self.sweep()
-        if model.config.position == "rope" and model.config.rope.learn_factors:
-            rope = asdict(model.position.as_longrope(model.config.seq_len))
-            rope = {name: value for name, value in rope.items() if value is not None}
-            write_whole(self.path / "longrope.yaml", yaml.safe_dump({"model": {"rope": rope}}, sort_keys=False))
+        if getattr(model.position, "log_factor", None) is not None:
+            options = asdict(as_longrope(model.position, model.config.seq_len))
+            given = {name: value for name, value in options.items() if value is not None}
+            lists = {"model": {model.config.position: given}}
+            write_whole(self.path / "longrope.yaml", yaml.safe_dump(lists, sort_keys=False))
         write_whole(self.path / "model.safetensors", pack_weights(model))
         return weights_sha256(self.path)
 

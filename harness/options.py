@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from harness.messages import BadInput, nearest
+from harness.ranges import explain
 
 
 def in_words(kind: str) -> str:
@@ -40,6 +41,15 @@ class Parser(ArgumentParser):
             except (TypeError, ValueError) as error:
                 self.error(error)
         return found
+
+    def explain(self, error: ValueError) -> str:
+        """What is wrong with a value, in a line that begins with its flag and ends with the nearest right name."""
+        line = explain(error)
+        name = line.split()[0]
+        full = (known.lstrip("-") for known in self.known_names() if known[2:] == name or known.endswith(f".{name}"))
+        if wrong := re.match(r"\S+ '(.*?)' is none of (.*)", line):
+            line += nearest(wrong[1], wrong[2].split(", "))
+        return f"--{next(full, name)}{line[len(name) :]}"
 
     def error(self, message: str | Exception, exception: Exception | None = None) -> NoReturn:
         if isinstance(exception, BadInput):

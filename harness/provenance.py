@@ -1,11 +1,13 @@
 """Where a measurement was made: versions and processor."""
 
 import contextlib
+import hashlib
 import os
 import subprocess
 from pathlib import Path
 
 import torch
+from torch import nn
 
 
 def versions() -> dict[str, str]:
@@ -39,3 +41,13 @@ def commit() -> str | None:
         return head + ("+" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def shared_sha256(model: nn.Module) -> str:
+    """A hash of every weight that models of all schemes have in common, to show that they start alike."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("position."):
+            digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

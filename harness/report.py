@@ -8,20 +8,11 @@ from typing import Any
 
 from harness.folder import MAY_DIFFER
 from harness.pictures import draw_heat_maps, frame_lines, plotting
+from harness.ranges import with_todays_names
 from harness.runs import read_metrics
 from harness.tables import format_mean, interval, markdown
-from rope import RopeConfig
-
-STYLE = {  # one look per scheme everywhere: colours of Okabe and Ito, told apart without colour by dash and marker
-    "none": ("#999999", (0, (1, 1)), "x"),
-    "sinusoidal": ("#E69F00", "--", "s"),
-    "learned": ("#009E73", "-.", "^"),
-    "alibi": ("#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D"),
-    "t5": ("#CC79A7", ":", "v"),
-    "rope": ("#D55E00", "-", "o"),
-}
-
-HOLLOW = {"alibi", "learned", "t5"}  # markers, so that neighbours differ in grey too
+from model import ModelConfig
+from positions import SCHEMES
 
 TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
@@ -35,9 +26,13 @@ def by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return dict(sorted(groups.items(), key=lambda group: mean(r["val_loss"] for r in group[1])))
 
 
-def complete(name: str, value: Any) -> Any:
-    """A recorded value; rope's options with those that came later than the record, at their defaults."""
-    return asdict(RopeConfig(**value)) if name == "rope" and value else value
+def complete_model(section: dict[str, Any]) -> dict[str, Any]:
+    """A recorded section model under today's names; options that came later than the record are at their defaults."""
+    defaults = asdict(ModelConfig())
+    return {
+        name: defaults.get(name, {}) | value if isinstance(value, dict) else value
+        for name, value in with_todays_names(section).items()
+    }
 
 
 def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -45,10 +40,12 @@ def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     if not BEST_RATES.exists():
         return {}
     sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
+    was = sweep["settings"] | {"model": complete_model(sweep["settings"]["model"])}
+    here["model"] = complete_model(here["model"])
     same = all(
-        complete(name, here[section][name]) == complete(name, value)
+        here[section][name] == value
         for section in here
-        for name, value in sweep["settings"][section].items()
+        for name, value in was[section].items()
         if name in here[section]
     )
     return sweep["best"] if same else {}
@@ -125,6 +122,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
     order = ", ".join(f"{scheme} {format_mean(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
     far = lengths[-1]
+    long_enough = any(r["loss_by_length"][far] is not None for r in summary["runs"])  # the text, for this length
     for scheme, runs in groups.items() if int(far) > trained else ():
         change = [
             r["loss_by_length"][far] and r["loss_by_length"][far] - r["loss_by_length"][str(trained)] for r in runs
@@ -132,7 +130,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
         if None in change:
             lines.append(
                 f"{scheme} has no loss at {far}: "
-                + (f"its positions end at {trained}." if scheme == "learned" else "the validation text is too short.")
+                + (f"its positions end at {trained}." if long_enough else "the validation text is too short.")
             )
             continue
         middle, _ = interval(change)
@@ -149,9 +147,8 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     trained = summary["config"]["model"]["seq_len"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for scheme, runs in by_scheme(summary).items():
-        color, dash, marker = STYLE[scheme]
-        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.6, "label": scheme}
-        look["markerfacecolor"] = "white" if scheme in HOLLOW else color
+        color, dash, marker, name = (getattr(SCHEMES[scheme], part) for part in ("color", "dash", "marker", "label"))
+        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.6, "label": name}
         curves: dict[int, list[float]] = {}
         for run_ in runs:
             for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from harness.byte_level import read_tokenizer
 from harness.corpora import DataConfig
 from harness.messages import BadInput
+from harness.ranges import explain, read_section
 from model import ModelConfig, Transformer
-from rope import RopeConfig
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -95,9 +95,8 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
     file = "config.yaml"
     try:
         sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
-        rope = RopeConfig(**sections["model"].pop("rope"))
-        config = ModelConfig(**sections["model"], rope=rope)
-        data, settings = DataConfig(**sections["data"]), dict(sections["run"])
+        config = read_section(ModelConfig, sections["model"])
+        data, settings = read_section(DataConfig, sections["data"]), dict(sections["run"])
         file = "tokenizer.json"
         tokenizer = read_tokenizer(path / file)
         file = "model.safetensors"
@@ -111,7 +110,7 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
         why = getattr(error, "strerror", None) or "not enough memory"
         raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        why = " ".join(str(error).split())[:200]
+        why = " ".join((explain(error) if isinstance(error, ValueError) else str(error)).split())[:200]
         again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"
         raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or {again}") from error
     return FinishedRun(path, data, config, settings, model.to(device).eval(), tokenizer)

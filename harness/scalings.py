@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from harness.messages import BadInput, refuse_unknown
 from harness.options import Parser
+from harness.ranges import explain
+from harness.rotation import NO_LEARNED_FACTORS
 from harness.runs import FinishedRun
 from positions import SCHEMES, Position
-from rope import NO_LEARNED_FACTORS, OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width
 
 
 def overlay(own: RopeConfig, given: dict[str, Any], scaling: str, trained: int) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def position_at(run_: FinishedRun, fields: dict[str, Any], length: int) -> Posit
     if fields.get("factor") == "auto":
         fields = fields | {"factor": max(1.0, length / max(1, fields["original_length"]))}
     try:
-        position = SCHEMES["rope"](replace(run_.model_config, rope=RopeConfig(**fields)))
+        scheme = run_.model_config.position
+        position = SCHEMES[scheme](replace(run_.model_config, **{scheme: RopeConfig(**fields)}))
         if (
             position.log_factor is not None
         ):  # learned factors are weights, and go on dividing whatever the scaling gives
@@ -48,7 +51,7 @@ def position_at(run_: FinishedRun, fields: dict[str, Any], length: int) -> Posit
             position.load_state_dict(run_.model.position.state_dict())
         return position
     except ValueError as error:
-        raise BadInput(f"--{error}") from error
+        raise BadInput(f"--{explain(error)}") from error
 
 
 def add_rope_options(parser: Parser) -> None:
@@ -73,8 +76,8 @@ def variants(run_: FinishedRun, given: dict[str, Any], several: list[str] | None
     Raises:
         BadInput: for a run that does not rotate, or options that no scaling asked for takes.
     """
-    config, own, trained = run_.model_config, run_.model_config.rope, run_.model_config.seq_len
-    if config.position != "rope":
+    config, own, trained = run_.model_config, run_.model_config.options, run_.model_config.seq_len
+    if not isinstance(own, RopeConfig):
         if several or given:
             option, value = ("scalings", several[0]) if several else next((f"rope.{o}", x) for o, x in given.items())
             raise BadInput(

@@ -112,7 +112,7 @@ def forward_in_chunks(
     T = tokens.shape[1]
     if not isinstance(model, Transformer):  # a compiled one, which would be recompiled for each shape
         yield slice(0, T), model(tokens)
-    elif T <= CHUNK or model.position.changes(1, torch.arange(T)):
+    elif T <= CHUNK or model.position.outdates_cache(1, torch.arange(T)):
         yield slice(first, T), model(tokens, last=T - first)
     else:
         cache = model.new_cache(*tokens.shape)

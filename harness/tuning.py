@@ -12,12 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from harness.messages import BadInput
 from harness.runs import FinishedRun, load_finished_run
 from model import ModelConfig, Transformer
-from positions import extend_table
+from positions import Rope
 from rope import OPTIONS, SCALING_FIELDS, RopeConfig
 
 KEPT_IN_TUNING = (
@@ -28,7 +30,7 @@ KEPT_IN_TUNING = (
 # (one seed) end this far above its loss cropped to 256, in nats, at the whole rate and at a third: no scaling 0.084,
 # 0.062; ntk 0.072, 0.053; yarn with beta_fast 8 0.061, 0.024.
 SLOWER_IN_TUNING = 3  # times
-MAY_CHANGE = {"seq_len", "rope", "attention", "init_std"}  # in a run that starts from another's weights
+MAY_CHANGE = {"seq_len", "attention", "init_std"}  # in a run that starts from another's weights
 
 
 def load_start(path: str | Path) -> FinishedRun:
@@ -55,13 +57,17 @@ def under(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str
         BadInput: if the old run's settings are such.
     """
     values = {f"data.{name}": value for name, value in asdict(old.data).items()}
-    values |= {f"model.{name}": value for name, value in asdict(old.model_config).items() if name != "rope"}
-    rope = asdict(old.model_config.rope)
-    if (scaling := given.get("model.rope.scaling", rope["scaling"])) != rope["scaling"]:
-        rope = {k: v for k, v in rope.items() if k not in SCALING_FIELDS or k in set.union(*OPTIONS[scaling])}
-    if old.model_config.position == "rope" and rope["original_length"] is None:
-        rope["original_length"] = old.model_config.seq_len
-    values |= {f"model.rope.{name}": value for name, value in rope.items()}
+    for name, value in asdict(old.model_config).items():
+        if not isinstance(value, dict):
+            values[f"model.{name}"] = value
+            continue
+        if "scaling" in value:  # of a scheme that rotates
+            if (scaling := given.get(f"model.{name}.scaling", value["scaling"])) != value["scaling"]:
+                taken = set.union(*OPTIONS[scaling])
+                value = {k: v for k, v in value.items() if k not in SCALING_FIELDS or k in taken}
+            if name == old.model_config.position and value["original_length"] is None:
+                value["original_length"] = old.model_config.seq_len
+        values |= {f"model.{name}.{key}": each for key, each in value.items()}
     try:
         settings = checked(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
     except (KeyError, TypeError, ValueError) as error:
@@ -78,7 +84,7 @@ def under(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str
 
 def tuned_name(old: FinishedRun, config: ModelConfig) -> str:
     """A name for a tuned run that says what is new about it, and is never the old one."""
-    rope = config.rope if config.position == "rope" else RopeConfig()
+    rope = config.options if isinstance(config.options, RopeConfig) else RopeConfig()
     parts = [old.settings["name"], str(config.seq_len)]
     parts += [rope.scaling] * (rope.scaling != "none") + ["factors"] * rope.learn_factors
     return "-".join(parts)
@@ -86,10 +92,14 @@ def tuned_name(old: FinishedRun, config: ModelConfig) -> str:
 
 def refuse_other_shape(old: FinishedRun, model: dict[str, Any]) -> None:
     """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
-    before = asdict(old.model_config)
-    kept = [(name, was, model[name]) for name, was in before.items() if name not in MAY_CHANGE]
-    if before["position"] == "rope":
-        kept.append(("rope.layout", before["rope"]["layout"], model["rope"]["layout"]))
+    kept = []
+    for name, was in asdict(old.model_config).items():
+        if isinstance(was, dict) and name == old.model_config.position:
+            kept += [
+                (f"{name}.{key}", was[key], model[name][key]) for key in was if key == "layout" or "layout" not in was
+            ]
+        elif not isinstance(was, dict) and name not in MAY_CHANGE:
+            kept.append((name, was, model[name]))
     for name, was, now in kept:
         if was != now:
             raise BadInput(
@@ -114,7 +124,7 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
     Args:
         old: the finished run.
         model: the new one, at its first values.
-        extend_learned: how learned positions grow: see `positions.extend_table`.
+        extend_learned: how learned positions grow: see `extend_table`.
 
     Raises:
         BadInput: where the weights would not fit, or would mean something else.
@@ -122,9 +132,10 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
     here = f"--run.init_from {old.path}"
     refuse_other_shape(old, asdict(model.config))
     weights, scheme = old.model.state_dict(), model.config.position
-    if extend_learned and scheme != "learned":
+    ends = model.position.longest is not None  # a table with a row for every position
+    if extend_learned and not ends:
         raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
-    if scheme == "learned":
+    if ends:
         table, fresh = weights["position.table"], model.position.table.detach()
         if len(fresh) > len(table) and not extend_learned:
             raise BadInput(
@@ -132,7 +143,7 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
                 f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
             )
         weights["position.table"] = extend_table(table, fresh, extend_learned)
-    if scheme == "rope":
+    if isinstance(model.position, Rope):
         learned = weights.pop("position.log_factor", None)
         if model.position.log_factor is not None:
             mine = model.position.log_factor.detach()
@@ -149,3 +160,25 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
                 f"take them as lists, --config {old.path / 'longrope.yaml'}"
             )
     model.load_state_dict(weights)
+
+
+def extend_table(old: Tensor, fresh: Tensor, way: str) -> Tensor:
+    """A trained table for another number of positions: (L, C), (L', C) -> (L', C). A shorter one is cut.
+
+    Args:
+        old: the trained vectors of positions 0 .. L - 1.
+        fresh: what the longer table would be at initialisation.
+        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors are spread evenly over the
+            longer table, its first and last being the old ones, with straight lines between. `new`: old vectors as they
+            are, and past them the fresh ones.
+    """
+    L, longer = len(old), len(fresh)
+    if longer <= L:
+        return old[:longer]
+    if way == "repeat":
+        return old[torch.arange(longer) % L]
+    if way == "interpolate":
+        place = torch.linspace(0, L - 1, longer, dtype=torch.float64)  # (L',), where each row falls among the old
+        below = place.long().clamp(max=max(0, L - 2))  # (L',)
+        return torch.lerp(old[below], old[(below + 1).clamp(max=L - 1)], (place - below)[:, None].to(old))
+    return torch.cat((old, fresh[L:]))

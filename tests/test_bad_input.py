@@ -24,14 +24,12 @@ from tokenizers import Tokenizer, models
 import compare
 import evaluate
 import generate
-import rope
 import train
 from harness.messages import BadInput
 
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},
-    "rope": rope.main,
-    **{name: import_module(f"experiments.{name}").main for name in ("lengths", "publish", "sweeps")},
+    **{name: import_module(f"experiments.{name}").main for name in ("lengths", "pairs", "publish", "sweeps")},
 }
 
 # script | flags | what the line must say: first what is wrong, by flag or file and value; last what would do
@@ -137,21 +135,21 @@ train | --model.vocab_size 100               | --model.vocab_size 100; 259
 train | --model.position sinusoidal --model.d_model 15 --model.n_head 1 | --model.d_model 15; even
 train | --model.attention flash              | --model.attention; flash; explicit
 train | --model.tie_embeddings perhaps       | --model.tie_embeddings; perhaps; bool
-train | --model.init_std 0                   | --model.init_std 0; above 0
-train | --model.init_std .nan                | --model.init_std nan; above 0
-train | --model.norm_eps -1                  | --model.norm_eps -1; above 0
-train | --model.sinusoidal_amplitude 0       | --model.sinusoidal_amplitude 0; above 0
-train | --model.rope.fraction 0              | --model.rope.fraction 0; (0, 1]
-train | --model.rope.fraction 1.5            | --model.rope.fraction 1.5; (0, 1]
-train | --model.rope.fraction -0.5           | --model.rope.fraction -0.5; (0, 1]
-train | --model.rope.fraction .nan           | --model.rope.fraction nan; (0, 1]
+train | --model.init_std 0                   | --model.init_std 0; at least 1e-06
+train | --model.init_std .nan                | --model.init_std nan; a number
+train | --model.norm_eps -1                  | --model.norm_eps -1; at least 1e-12
+train | --model.sinusoidal.amplitude 0       | --model.sinusoidal.amplitude 0; at least
+train | --model.rope.fraction 0              | --model.rope.fraction 0; above 0
+train | --model.rope.fraction 1.5            | --model.rope.fraction 1.5; at most 1
+train | --model.rope.fraction -0.5           | --model.rope.fraction -0.5; above 0
+train | --model.rope.fraction .nan           | --model.rope.fraction nan; a number
 train | --model.rope.fraction 0.4            | --model.rope.fraction 0.4; 3 features; pairs
 train | --model.rope.fraction 0.1            | --model.rope.fraction 0.1; 0 features
 train | --model.rope.base 1                  | --model.rope.base 1; above 1
 train | --model.rope.base 0.5                | --model.rope.base 0.5; above 1
 train | --model.rope.base -10000             | --model.rope.base -10000; above 1
-train | --model.rope.base .nan               | --model.rope.base nan; 10000 say
-train | --model.rope.base .inf               | --model.rope.base inf; 10000 say
+train | --model.rope.base .nan               | --model.rope.base nan; a number
+train | --model.rope.base .inf               | --model.rope.base inf; at most
 train | --model.rope.base null               | --model.rope.base; float
 train | --model.rope.layout halfsplit        | --model.rope.layout; halfsplit; did you mean half-split
 train | --model.rope.scaling yarm            | --model.rope.scaling; yarm; did you mean yarn
@@ -368,15 +366,15 @@ train | --data.tokenizer words.json          | --data.tokenizer 'words.json'; en
 train | --data.tokenizer hollow.json         | --data.tokenizer 'hollow.json'; has no tokens; use bpe or bytes
 train | --data.tokenizer bpe --data.vocab_size 1000000000000 | --data.vocab_size 1000000000000; 1,000,000 or fewer
 train | --data.cache loop                    | data.cache 'loop'; name another folder
-train | --model.d_model 1000000000           | --model.d_model 1000000000; GB of memory; choose a smaller one
-train | --model.n_layer 1000000000000        | --model.n_layer 1000000000000; GB of memory; choose a smaller one
-train | --model.d_ff 10000000000             | --model.d_ff 10000000000; GB of memory; choose smaller ones
-train | --model.vocab_size 100000000000      | --model.vocab_size 100000000000; GB; choose a smaller one
+train | --model.d_model 1000000000           | --model.d_model 1000000000; at most 1,000,000
+train | --model.n_layer 1000000000000        | --model.n_layer 1000000000000; at most 1,000,000
+train | --model.d_ff 10000000000             | --model.d_ff 10000000000; at most 1,000,000
+train | --model.vocab_size 100000000000      | --model.vocab_size 100000000000; at most 1,000,000
 train | --run.batch_size 1000000000000       | --run.batch_size 1000000000000; GB of memory; choose smaller ones
 train | --run.embedding_rate 1e30            | --run.embedding_rate 1e+30; at most 1000
 train | --run.embedding_rate 0               | --run.embedding_rate 0; above 0
-train | --model.init_std 1e30                | --model.init_std 1e+30; between 1e-06 and 100
-train | --model.norm_eps 1e-320              | --model.norm_eps; between 1e-12 and 1
+train | --model.init_std 1e30                | --model.init_std 1e+30; at most 100
+train | --model.norm_eps 1e-320              | --model.norm_eps; at least 1e-12
 train | --model.rope.base 1e300              | --model.rope.base 1e+300; at most 1e+18
 train | --model.rope.original_length 1       | --model.rope.original_length 1; at least 2
 train | --model.rope.scaling ntk --model.rope.factor 1e308 | --model.rope.factor 1e+308; at most 1e+06
@@ -420,18 +418,18 @@ evaluate | rope --out foreign                | --out foreign; Is a directory; na
 evaluate | rope --out loop                   | --out loop; name a file that can
 evaluate | rope --rope.factor ''             | --rope.factor ''; auto or float
 evaluate | rope --rope.factor -1 --rope.scaling linear | --rope.factor -1; at least 1
-evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | 1e+308; between
+evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | 1e+308; at most 1e+06
 evaluate | rope --rope.scaling longrope --rope.short_factor [0] --rope.long_factor [1] | short_factor holds 0; between
 evaluate | rope --rope.learn_factors true    | rope.learn_factors true; has learned none
-rope | --d_head 0                            | --d_head 0; at least 2
-rope | --d_head 3                            | 3 wide; pairs; choose
-rope | --d_head 99999999999998               | --d_head 99999999999998; at most 65536
-rope | --length 0                            | --length 0; at least 1
-rope | --length many                         | --length many; a whole number
-rope | --rope.base .nan                      | --rope.base nan; 10000 say
-rope | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
-rope | --rope.factor 2                       | --rope.factor; leave out 2.0
-rope | --bogus                               | --bogus; --help
+pairs | --d_head 0                            | --d_head 0; at least 2
+pairs | --d_head 3                            | 3 wide; pairs; change
+pairs | --d_head 99999999999998               | --d_head 99999999999998; at most 65536
+pairs | --length 0                            | --length 0; at least 1
+pairs | --length many                         | --length many; a whole number
+pairs | --rope.base .nan                      | --rope.base nan; a number
+pairs | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
+pairs | --rope.factor 2                       | --rope.factor; takes no options
+pairs | --bogus                               | --bogus; --help
 lengths | schemes                             | schemes; --help
 lengths | --measur false                      | --measur; did you mean --measure
 publish |                                    | nothing is neither the folder of a comparison; name one
@@ -595,7 +593,7 @@ train    | --model.d_model 15      | COLUMNS=1 TERM=dumb {}                   | 
 train    | --data.corpus naïve.txt | LANG=C LC_ALL=C {}                       | --data.corpus; use kjv
 generate | nothing                 | PATH=/nowhere {}                         | nothing is not a run folder; name one
 evaluate | nothing                 | MPLBACKEND=nonsense {}                   | nothing is not a run folder; name one
-rope     | --length 0              | OMP_NUM_THREADS=0 {} <&-                 | --length 0; at least 1
+generate  | x --tokens 0            | OMP_NUM_THREADS=0 {} <&-                 | --tokens 0; at least 1
 compare  | --jobs 0                | PYTHONOPTIMIZE=1 {}                      | --jobs 0; at least 1
 """
 SHELLS = [[cell.strip() for cell in re.split(r"\s\|(?=\s)", line)] for line in AT_THE_SHELL.strip().splitlines()]

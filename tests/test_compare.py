@@ -28,7 +28,6 @@ from harness import jobs, report
 from harness.checkpoints import last_whole
 from harness.messages import BadInput, RunFailed
 from harness.pictures import frame_lines
-from harness.report import STYLE
 from harness.runs import load_finished_run, read_result
 from harness.scoring import measure_loss_by_length
 from harness.tables import format_mean, interval
@@ -157,7 +156,7 @@ def test_the_picture_is_a_picture(finished_comparison):
     assert 400 <= height <= 2000
     assert 1000 <= width <= 4000
     for scheme in COMPARED:  # every scheme's colour is drawn, in both halves
-        color = np.array([int(STYLE[scheme][0][i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        color = np.array([int(SCHEMES[scheme].color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         for half in (picture[:, : width // 2, :3], picture[:, width // 2 :, :3]):
             assert (np.abs(half - color).max(-1) < 0.02).sum() > 50
 
@@ -191,16 +190,15 @@ def test_the_report_of_one_seed_says_that_nothing_tells_luck_from_worth(comparis
 
 
 def test_each_scheme_has_a_look_of_its_own():
-    assert STYLE.keys() == SCHEMES.keys()
-    for part in range(3):  # colour, dash, marker: told apart without colour too
-        assert len({str(look[part]) for look in STYLE.values()}) == len(SCHEMES)
+    for part in ("color", "dash", "marker", "label"):  # told apart without colour too
+        assert len({str(getattr(scheme, part)) for scheme in SCHEMES.values()}) == len(SCHEMES)
 
 
 def test_the_colours_differ_to_the_colour_blind_too():
     """Simulated deuteranopia and protanopia (Machado et al. 2009, severity 1), distances in linear RGB."""
     linear = {
-        scheme: (np.array([int(look[0][i : i + 2], 16) for i in (1, 3, 5)]) / 255) ** 2.2
-        for scheme, look in STYLE.items()
+        name: (np.array([int(scheme.color[i : i + 2], 16) for i in (1, 3, 5)]) / 255) ** 2.2
+        for name, scheme in SCHEMES.items()
     }
     seen = {
         "normal": np.eye(3),

@@ -11,7 +11,8 @@ import torch
 
 from harness import devices
 from harness.messages import BadInput
-from model import ModelConfig
+from model import ModelConfig, Transformer
+from positions import SCHEMES
 
 
 def test_auto_device_is_the_first_there_is(monkeypatch):
@@ -38,12 +39,21 @@ def test_gpus_that_shard_a_model_hold_what_one_cannot_and_processes_of_one_cpu_d
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=gigabytes))
     monkeypatch.setattr(devices.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": gigabytes}[name])
     shape = ModelConfig(vocab_size=50_000, d_model=4096, n_layer=12)
-    assert 9e9 < 4 * shape.parameters() < 11e9
+    assert 9e9 < 4 * devices.count_parameters(shape) < 11e9
     if fits:
         devices.refuse_too_large(shape, 8, 1, torch.device(device), shards)
         return
     with pytest.raises(BadInput, match=rf"would need \d+ GB of memory at least, and this machine's {device} has 24"):
         devices.refuse_too_large(shape, 8, 1, torch.device(device), shards)
+
+
+@pytest.mark.parametrize("position", SCHEMES)
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_parameters_are_counted_without_making_them(position, tie_embeddings):
+    config = ModelConfig(
+        vocab_size=50, d_model=32, n_layer=2, n_kv_head=2, seq_len=16, position=position, tie_embeddings=tie_embeddings
+    )
+    assert devices.count_parameters(config) == sum(p.numel() for p in Transformer(config).parameters())
 
 
 def test_a_compiler_is_the_one_that_cxx_names_or_the_systems(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import shutil
 import types
 import typing
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,13 @@ from data import DataConfig
 from harness.messages import BadInput, RunFailed, in_one_line
 from model import ModelConfig
 from positions import SCHEMES
-from rope import RopeConfig
 
-SECTIONS = {"data": DataConfig, "model": ModelConfig, "model.rope": RopeConfig, "run": train.RunConfig}
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    **{f"model.{name}": scheme.Options for name, scheme in SCHEMES.items() if scheme.Options},
+    "run": train.RunConfig,
+}
 SMALL_INTS = [1, 2, 3, 4, 6, 8, 16, 32]
 EDGE_INTS = [0, -1, 5, 300, 10**9, 2**31, 2**63, 10**30]
 EDGE_FLOATS = [0.0, -1.0, 1.0, 0.5, 2.0, 1e-320, 1e-7, 1e30, 1e308, math.inf, -math.inf, math.nan, 0.9999999999999999]
@@ -65,7 +69,7 @@ OPTIONS = {
     f"{section}.{field.name}": values_of(f"{section}.{field.name}", typing.get_type_hints(config)[field.name])
     for section, config in SECTIONS.items()
     for field in fields(config)
-    if field.name != "rope" and f"{section}.{field.name}" not in LEFT_ALONE
+    if not is_dataclass(typing.get_type_hints(config)[field.name]) and f"{section}.{field.name}" not in LEFT_ALONE
 }
 OF_ANOTHER_KIND = st.sampled_from([True, None, 3, 0.5, "x", [], {}, [1, 2], {"a": 1}, "1e3"])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ModelConfig
-from positions import SCHEMES, PastTheEnd, Position, alibi_slopes, t5_bucket
+from positions import SCHEMES, PastTheEnd, Position, SinusoidalOptions, alibi_slopes, t5_bucket
 from rope import RopeConfig, frequencies, rotate
 
 B, H, HKV, T, C = 2, 4, 2, 6, 32
@@ -34,6 +34,12 @@ def scheme(position: str, **options: Any) -> Any:
     return built
 
 
+def hook_of(name: str) -> str | None:
+    """The hook that a scheme overrides, None if it overrides nothing."""
+    own = (hook for hook in ("embed", "rotate", "bias") if getattr(SCHEMES[name], hook) is not getattr(Position, hook))
+    return next(own, None)
+
+
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -45,7 +51,7 @@ def hook_outputs(built: Position, positions: Tensor, dtype: torch.dtype = torch.
     x = normal(B, T, C, dtype=dtype)
     q, k = normal(B, H, T, D, dtype=dtype, seed=1), normal(B, HKV, T, D, dtype=dtype, seed=2)
     embedded = built.embed(x, positions)
-    rotated = built.rotate(q, k, positions)
+    rotated = built.rotate(q, k, built.angles(positions, dtype), 0)
     return {"x": x, "q": q, "k": k, "embed": embedded, "rotate": rotated, "bias": built.bias(positions, positions)}
 
 
@@ -53,7 +59,7 @@ def hook_outputs(built: Position, positions: Tensor, dtype: torch.dtype = torch.
 
 
 def test_the_schemes_have_their_fixed_names() -> None:
-    assert list(SCHEMES) == ["none", "sinusoidal", "learned", "alibi", "t5", "rope"]
+    assert {"none", "sinusoidal", "learned", "alibi", "t5", "rope"} <= set(SCHEMES)
 
 
 def test_none_overrides_nothing() -> None:
@@ -68,7 +74,8 @@ def test_none_overrides_nothing() -> None:
         ("learned", {"embed"}),
         ("alibi", {"bias"}),
         ("t5", {"bias"}),
-        ("rope", {"rotate", "embed"}),  # embed prepares the angles for all layers and leaves x alone
+        ("kerple", {"bias"}),
+        ("rope", {"rotate"}),
     ],
 )
 def test_each_scheme_overrides_its_hook_and_no_other(name: str, overridden: set[str]) -> None:
@@ -84,10 +91,8 @@ def test_each_scheme_acts_in_one_place_only(name: str) -> None:
         "rotate": not torch.equal(out["rotate"][0], out["q"]) and not torch.equal(out["rotate"][1], out["k"]),
         "bias": out["bias"] is not None,
     }
-    place = {"sinusoidal": "embed", "learned": "embed", "rope": "rotate", "alibi": "bias", "t5": "bias"}.get(name)
-    assert acts == {hook: hook == place for hook in acts}
-    if name == "rope":
-        assert out["embed"] is out["x"]
+    assert acts == {hook: hook == hook_of(name) for hook in acts}
+    assert sum(acts.values()) <= 1
 
 
 @every_scheme
@@ -98,7 +103,7 @@ def test_hooks_keep_shapes_and_dtypes(name: str, dtype: torch.dtype) -> None:
     assert (out["embed"].shape, out["embed"].dtype) == ((B, T, C), dtype)
     assert [(y.shape, y.dtype) for y in out["rotate"]] == [((B, H, T, D), dtype), ((B, HKV, T, D), dtype)]
     bias = built.bias(POSITIONS[-2:], POSITIONS)
-    assert (bias is None) == (name not in ("alibi", "t5"))
+    assert (bias is None) == (hook_of(name) != "bias")
     if bias is not None:  # keys may be more than queries: the rows of a cached step are rows of the full bias
         assert bias.shape == (H, 2, T)
         assert torch.equal(bias, built.bias(POSITIONS, POSITIONS)[:, -2:])
@@ -114,7 +119,7 @@ def test_nothing_but_parameters_is_saved_or_cast(name: str) -> None:
     """A table in a buffer would be rounded by `.bfloat16()` and change the checkpoints' keys from scheme to scheme."""
     built = scheme(name)
     assert not list(built.buffers())
-    assert set(built.state_dict()) == ({"table"} if name in ("learned", "t5") else set())
+    assert set(built.state_dict()) == {parameter for parameter, _ in built.named_parameters()}
 
 
 @every_scheme
@@ -133,10 +138,10 @@ def test_tables_stay_right_after_bfloat16(name: str) -> None:
         assert (ours["bias"] is None and theirs["bias"] is None) or torch.equal(ours["bias"].float(), theirs["bias"])
 
 
-@pytest.mark.parametrize("name", ["sinusoidal", "learned", "alibi", "t5", "rope"])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "none"])
 def test_a_bfloat16_scheme_tells_257_from_256(name: str) -> None:
-    built = scheme(name, sinusoidal_amplitude=1.0).bfloat16()
-    place = {"sinusoidal": "embed", "learned": "embed", "rope": "rotate", "alibi": "bias", "t5": "bias"}[name]
+    built = scheme(name, sinusoidal=SinusoidalOptions(1.0)).bfloat16()
+    place = hook_of(name)
     at_256, at_257 = (hook_outputs(built, torch.tensor([250, p]), torch.bfloat16)[place] for p in (256, 257))
     if place == "rotate":
         assert not any(torch.equal(a[:, :, 1], b[:, :, 1]) for a, b in zip(at_256, at_257, strict=True))
@@ -150,7 +155,7 @@ def test_a_bfloat16_scheme_tells_257_from_256(name: str) -> None:
 @pytest.mark.parametrize("amplitude", [1.0, 0.02])
 def test_sinusoidal_table_is_the_papers_formula(amplitude: float) -> None:
     positions = torch.tensor([0, 1, 2, 100, 257, 100000])
-    built = scheme("sinusoidal", sinusoidal_amplitude=amplitude)
+    built = scheme("sinusoidal", sinusoidal=SinusoidalOptions(amplitude))
     ours = built.embed(torch.zeros(1, T, C, dtype=torch.float64), positions)[0]
     theirs = torch.empty(T, C, dtype=torch.float64)
     for t, p in enumerate(positions.tolist()):
@@ -169,7 +174,7 @@ def test_sinusoidal_is_added_to_every_row_of_the_batch() -> None:
 
 def test_sinusoidal_waves_are_ropes_frequencies_over_the_whole_width() -> None:
     """Rotating (0, 1) in every pair by -p theta gives (sin, cos): one table, added here and multiplied there."""
-    built = scheme("sinusoidal", sinusoidal_amplitude=1.0)
+    built = scheme("sinusoidal", sinusoidal=SinusoidalOptions(1.0))
     ours = built.embed(torch.zeros(1, T, C, dtype=torch.float64), POSITIONS)[0]
     theta, _ = frequencies(RopeConfig(), C, 1)
     unit = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(C // 2).expand(1, 1, T, C)
@@ -193,7 +198,7 @@ def test_learned_positions_end_at_a_wall(first_missing: int) -> None:
     built = scheme("learned", seq_len=256)
     x = normal(1, 2, C)
     built.embed(x, torch.tensor([0, 255]))
-    with pytest.raises(PastTheEnd, match=rf"end at 256, .*position {first_missing} .*(rope|alibi)"):
+    with pytest.raises(PastTheEnd, match=rf"end at 256, .*position {first_missing} was asked for"):
         built.embed(x, torch.tensor([first_missing, 0]))
     assert issubclass(PastTheEnd, ValueError)
 
@@ -240,6 +245,40 @@ def test_alibi_has_the_models_number_of_heads() -> None:
     built = scheme("alibi", d_model=48, n_head=6)
     ours = built.bias(torch.tensor([10]), torch.tensor([0])).flatten()
     assert ours.tolist() == [-2.5, -0.625, -0.15625, -0.0390625, -5.0, -1.25]
+
+
+# kerple ---------------------------------------------------------------------------------------------------------------
+
+
+def test_kerple_bias_is_the_published_one() -> None:
+    built = scheme("kerple")
+    with torch.no_grad():
+        built.p.fill_(1.0)
+        built.a.fill_(1.0)
+    ours = built.bias(torch.tensor([100, 1]), torch.tensor([0, 1, 100]))
+    by_hand = torch.tensor([[-4.615121, -4.605170, 0.0], [-0.693147, 0.0, 0.0]])  # later keys count as distance 0
+    torch.testing.assert_close(ours, by_hand.expand(H, 2, 3), rtol=0, atol=1e-6)
+
+
+def test_kerple_keeps_its_parameters_above_a_hundredth_where_it_uses_them() -> None:
+    built = scheme("kerple")
+    with torch.no_grad():
+        built.p.copy_(torch.tensor([-1.0, 0.0, 0.005, 2.0]))
+        built.a.copy_(torch.tensor([0.5, 0.5, 0.5, -3.0]))
+    ours = built.bias(torch.tensor([10]), torch.tensor([0])).flatten()
+    by_hand = [-0.01 * math.log(6)] * 3 + [-2 * math.log(1.1)]
+    assert ours.tolist() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_kerple_starts_as_its_authors_do() -> None:
+    from model import Transformer
+
+    position = Transformer(config_of("kerple", n_head=16, d_model=256), seed=3).position
+    for values, most in ((position.p, 2), (position.a, 1)):
+        assert values.min() >= 0
+        assert values.max() < most
+        assert most * 0.25 < values.mean() < most * 0.75
+    assert not torch.equal(position.p / 2, position.a)
 
 
 # t5 -------------------------------------------------------------------------------------------------------------------
@@ -308,27 +347,18 @@ every_rope = pytest.mark.parametrize("rope", ROPES, ids=lambda rope: f"{rope.sca
 
 @every_rope
 def test_rope_rotates_with_its_frequencies_and_attention_factor(rope: RopeConfig) -> None:
-    """Alone too, without `embed` having prepared the angles; the attention factor reaches rotated features only."""
+    """The attention factor reaches rotated features only."""
     built = scheme("rope", seq_len=64, rope=rope)
     q, k = normal(B, H, T, D, dtype=torch.float64, seed=1), normal(B, HKV, T, D, dtype=torch.float64, seed=2)
     for positions in (POSITIONS, torch.arange(T)):  # past the trained length, and within it
         theta, attention_factor = frequencies(rope, D, int(positions.max()) + 1)
         width = 2 * len(theta)
-        for ours, x in zip(built.rotate(q, k, positions), (q, k), strict=True):
+        angles = built.angles(positions, torch.float64)
+        for ours, x in zip(built.rotate(q, k, angles, 0), (q, k), strict=True):
             theirs = rotate(x, positions, theta, rope.layout)
             theirs[..., :width] *= attention_factor
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
             assert torch.equal(ours[..., width:], x[..., width:])
-
-
-@every_rope
-def test_rope_rotates_alike_whether_embed_prepared_the_angles_or_not(rope: RopeConfig) -> None:
-    prepared, alone = (scheme("rope", seq_len=64, rope=rope) for _ in range(2))
-    q, k = normal(B, H, T, D, seed=1), normal(B, HKV, T, D, seed=2)
-    prepared.embed(normal(B, T, C), POSITIONS)
-    for positions in (POSITIONS, torch.arange(T), POSITIONS.clone()):  # other positions are never given the old angles
-        for ours, theirs in zip(prepared.rotate(q, k, positions), alone.rotate(q, k, positions), strict=True):
-            assert torch.equal(ours, theirs)
 
 
 def test_rope_scales_logits_by_the_square_of_the_attention_factor() -> None:
@@ -337,6 +367,6 @@ def test_rope_scales_logits_by_the_square_of_the_attention_factor() -> None:
     q, k, ratio = normal(B, H, T, D, seed=1), normal(B, HKV, T, D, seed=2), []
     for rope in (RopeConfig(**options), RopeConfig(**options, attention_factor=1.0)):
         built = scheme("rope", seq_len=64, rope=rope)
-        q_m, k_n = built.rotate(q, k, POSITIONS)
+        q_m, k_n = built.rotate(q, k, built.angles(POSITIONS, torch.float32), 0)
         ratio.append((q_m[:, :HKV] * k_n).sum(-1))
     torch.testing.assert_close(ratio[0], 1.13863**2 * ratio[1], rtol=2e-5, atol=1e-5)

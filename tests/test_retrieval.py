@@ -6,8 +6,8 @@
 import pytest
 
 from experiments import retrieval
+from harness.measurements import SCHEMES
 from harness.pages import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from positions import SCHEMES
 
 
 def test_every_scheme_is_measured():

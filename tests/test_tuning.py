@@ -23,10 +23,12 @@ import generate
 import train
 from harness import scoring, tuning
 from harness.messages import BadInput
+from harness.provenance import shared_sha256
+from harness.rotation import NO_LEARNED_FACTORS, as_longrope
 from harness.runs import load_finished_run
-from model import ModelConfig, Transformer, shared_sha256
-from positions import extend_table
-from rope import NO_LEARNED_FACTORS, OPTIONS, RopeConfig, frequencies
+from harness.tuning import extend_table
+from model import ModelConfig, Transformer
+from rope import OPTIONS, RopeConfig, frequencies
 from train import RunConfig
 
 LEARNABLE = sorted(set(OPTIONS) - set(NO_LEARNED_FACTORS))
@@ -311,7 +313,7 @@ def test_the_factor_divides_the_frequency_of_its_pair(fraction):
         model.position.log_factor.copy_(torch.linspace(-1, 1, pairs))
     theta, attention_factor = frequencies(model.config.rope, 8, 40)
     angle = torch.arange(40)[:, None] * theta / torch.linspace(-1, 1, pairs).double().exp()
-    cos, sin = model.position.table(torch.arange(40))
+    cos, sin = model.position.angles(torch.arange(40), torch.float64)
     assert cos.dtype == torch.float64
     torch.testing.assert_close(cos, attention_factor * angle.cos(), atol=2e-6, rtol=0)
     torch.testing.assert_close(sin, attention_factor * angle.sin(), atol=2e-6, rtol=0)
@@ -345,7 +347,7 @@ def test_the_gradient_of_the_factors_is_that_of_finite_differences(attention):
 @pytest.mark.parametrize("length", [12, 40])
 def test_the_lists_written_out_turn_as_the_learned_factors_do(scaling, length):
     model = shaken(model_of(scaling))
-    fixed = Transformer(replace(model.config, rope=model.position.as_longrope(64)))
+    fixed = Transformer(replace(model.config, rope=as_longrope(model.position, 64)))
     weights = model.state_dict()
     del weights["position.log_factor"]
     fixed.load_state_dict(weights)
@@ -357,8 +359,8 @@ def test_the_lists_written_out_turn_as_the_learned_factors_do(scaling, length):
 
 
 def test_the_attention_factor_written_out_is_the_one_trained_with():
-    assert model_of("linear").position.as_longrope(64).attention_factor == 1.0
-    assert model_of("yarn").position.as_longrope(64).attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert as_longrope(model_of("linear").position, 64).attention_factor == 1.0
+    assert as_longrope(model_of("yarn").position, 64).attention_factor == pytest.approx(0.1 * math.log(4) + 1)
 
 
 @pytest.mark.parametrize("scaling", LEARNABLE)

@@ -55,7 +55,7 @@ def measure(folder: Path) -> dict[str, dict]:
     stopped = (sys.executable, "-c", STOP_AFTER_SIX)
     trained(folder / "resumed", program=stopped, code=143)
     found["resumed"] = trained(folder / "resumed", "--run.resume", "true")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "train.py")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
     found["two processes"] = trained(folder / "two", program=torchrun)
     longer = ["--model.seq_len", "512", "--model.rope.scaling", "yarn", "--model.rope.factor", "2"]
     found["tuned"] = trained(folder / "tuned", "--run.init_from", str(folder / "rope"), *longer)

@@ -1,0 +1,55 @@
+"""How fast does each pair of features turn, and how far inside a length?
+
+python -m experiments.pairs --d_head 32 --length 256 --rope.scaling yarn --rope.factor 4 --rope.original_length 256
+"""
+
+import math
+from dataclasses import replace
+
+from harness.messages import BadInput, first_paragraph, run
+from harness.options import Parser
+from harness.ranges import explain
+from harness.rotation import yarn_warning
+from rope import SCALING_FIELDS, RopeConfig, frequencies
+
+
+def pairs(config: RopeConfig, d_head: int, length: int) -> list[str]:
+    """A line per pair: its frequency, wavelength and turns inside `length` tokens, before and after scaling."""
+    theta, attention_factor = frequencies(config, d_head, length)
+    unscaled = replace(config, **dict.fromkeys(SCALING_FIELDS), scaling="none", fraction=2 * len(theta) / d_head)
+    plain, _ = frequencies(unscaled, d_head, length)
+    lines = [f"{'pair':>4} {'theta':>12} {'wavelength':>12} {'turns':>9}    scaled: theta, as a share, turns"]
+    for i, (before, after) in enumerate(zip(plain.tolist(), theta.tolist(), strict=True)):
+        turns = length / (2 * math.pi)
+        wave = 2 * math.pi / before
+        lines.append(
+            f"{i:>4} {before:>12.6g} {wave:>12.6g} {turns * before:>9.4g}    "
+            f"{after:>12.6g} {after / before:>7.3f} {turns * after:>9.4g}"
+        )
+    lines.append(f"cos and sin are multiplied by {attention_factor:.6g}")
+    if warning := yarn_warning(config, d_head):
+        lines.append(f"warning: {warning}")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table of pairs for the options of the command line."""
+    parser = Parser(prog="experiments.pairs", description=first_paragraph(__doc__))
+    parser.add_class_arguments(RopeConfig, "rope")
+    parser.add_argument("--d_head", type=int, default=32, help="width of a head, features")
+    parser.add_argument("--length", type=int, default=256, help="length in use, tokens")
+    asked = parser.parse_args(argv)
+    for name, least, most in (("length", 1, 10**12), ("d_head", 2, 65536)):
+        if not least <= getattr(asked, name) <= most:
+            raise BadInput(f"--{name} {getattr(asked, name)} must be at least {least} and at most {most}")
+    try:
+        config = parser.instantiate(asked).rope
+        if config.scaling == "longrope" and config.original_length and not (config.factor or config.attention_factor):
+            config = replace(config, factor=max(1.0, asked.length / config.original_length))
+        print("\n".join(pairs(config, asked.d_head, asked.length)))
+    except ValueError as error:
+        raise BadInput(f"--{explain(error)}") from error
+
+
+if __name__ == "__main__":
+    run(main, prints=True)
