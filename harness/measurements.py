@@ -32,7 +32,6 @@ from harness.scoring import measure_loss_by_length
 from model import ModelConfig
 
 DATA, RUNS = ROOT / "results" / "data", Path("runs", "results")
-SCHEMES = ("none", "sinusoidal", "learned", "alibi", "t5", "rope")  # those of the study; kerple came after it
 SEEDS = (0, 1, 2)
 TRAINED = ModelConfig.seq_len
 LENGTHS = [TRAINED // 4, TRAINED // 2, *(TRAINED * n for n in (1, 2, 4, 8, 16))]  # whose loss is taken

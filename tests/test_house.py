@@ -230,11 +230,11 @@ RULES: list[Callable[[Sources], Breaches]] = [
 ]
 STILL: dict[str, Breaches] = {
     "long_files": {
-        "compare.py": 300,
-        "model.py": 437,
-        "positions.py": 271,
-        "rope.py": 413,
-        "train.py": 676,
+        "compare.py": 302,
+        "model.py": 324,
+        "positions.py": 299,
+        "rope.py": 262,
+        "train.py": 680,
     },
     "long_rooms": {"all": 9200, "lesson": 2576},
     "long_functions": {
@@ -247,7 +247,7 @@ STILL: dict[str, Breaches] = {
         "rope.py imports harness/messages.py": 1,
         "rope.py imports harness/options.py": 1,
     },
-    "many_names_from_harness": {"train.py": 41},
+    "many_names_from_harness": {"train.py": 42},
     "circles": {"data.py > harness/tasks.py": 1, "model.py > positions.py": 1},
     "tries": {"rope.py": 1, "train.py": 3},
     "long_messages": {"model.py": 8, "positions.py": 2, "rope.py": 22, "train.py": 11},
@@ -262,14 +262,16 @@ STILL: dict[str, Breaches] = {
     },
     "long_help": {
         "compare.py lines": 291,
-        "compare.py columns": 105,
+        "compare.py columns": 111,
         "evaluate.py lines": 92,
         "experiments/speed.py lines": 48,
         "experiments/sweeps.py lines": 291,
-        "experiments/sweeps.py columns": 105,
+        "experiments/sweeps.py columns": 111,
         "generate.py lines": 93,
-        "rope.py lines": 66,
+        "experiments/pairs.py columns": 101,
+        "experiments/pairs.py lines": 65,
         "train.py lines": 256,
+        "train.py columns": 111,
     },
 }
 
