@@ -1,20 +1,20 @@
-"""Text from a trained run, a token at a time, with a key-value cache.
+"""Text from a trained run, token by token, with a key-value cache.
 
     python generate.py runs/rope --prompt "In the beginning" --tokens 200 --temperature 0.8 --top_p 0.95 --seed 0
     python generate.py runs/rope --samples 4 --stop "\\n\\n" --tokens 600 --rope.scaling yarn --rope.beta_fast 8
 
-How the next token comes out of the logits l, (V,), in this order, each step on what the one before has left:
+The next token is drawn from the logits l, (V,), in these steps, each applied to what the one before has left:
 
-    temperature   l / temperature, where 0 stands for the likeliest token
+    temperature   l / temperature; 0 takes the likeliest token
     top_k         only the k likeliest
-    top_p         only the nucleus: the fewest likeliest whose probability is at least p together (1904.09751)
+    top_p         only the nucleus: the fewest likeliest tokens with a total probability of at least p (1904.09751)
     min_p         only those with at least min_p times the probability of the likeliest (2407.01082)
-    draw          one uniform number u, and the first token up to which the probabilities sum to more than u
+    draw          one uniform number u, and the first token at which the cumulative probability exceeds u
 
-Sample i draws the numbers of seed + i, whatever the others do: it is the text that `--seed` seed + i gives alone. The
-last digits of logits depend on the number of threads and samples, since sums are taken in another order. The command
-line computes in float64, where they differ by less than 1e-11, and a draw turns on that about as rarely; in float32
-(`--precision fp32`, faster for large models) by some 1e-6: rarely too, but from such a draw on two texts differ.
+Sample i draws its numbers from seed + i alone: it is the text that `--seed` seed + i gives by itself. The last digits
+of logits depend on the number of threads and samples, because sums are computed in another order. In float64, the
+default, they differ by less than 1e-11, and a draw depends on that about as rarely. In float32 (`--precision fp32`,
+faster for large models) they differ by about 1e-6: rarely too, but from such a draw on the two texts differ.
 """
 
 import math
@@ -31,24 +31,103 @@ from harness.messages import BadInput, RunFailed, first_paragraph, run
 from harness.options import Parser
 from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run
-from harness.sampling import Text, compiled, samples, trial
+from harness.sampling import Text, compile_for_sampling, sample_several, trial
 from harness.scalings import add_rope_options, position_at, variants
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH
 
 
-def write(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
-    """Print the prompt, whose tokens are `ids`, and what the model makes of it, as the command line has asked.
+def main(argv: list[str] | None = None) -> None:
+    """Print the prompt and the model's continuation, or for a run on tasks, a trial of each."""
+    parser = make_parser()
+    asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
+    refuse_bad_options(asked)
+    loaded = load_finished_run(asked.run)
+    if loaded.data.corpus.startswith("task:") and not asked.prompt:
+        print_trials(loaded, asked.seed, sys.argv[1:] if argv is None else argv)
+        return
+    encoded = loaded.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
+    ids = encoded or [special_id(loaded.tokenizer, END_OF_TEXT)]
+    if (longest := loaded.model.position.longest) is not None and len(ids) > longest:
+        raise BadInput(f"--prompt: {len(ids)} tokens, and learned positions end at {longest}: shorten it or use rope")
+    rescale(loaded, vars(given) if given else {}, len(ids) + asked.tokens - 1)  # the last token drawn is not fed
+    if asked.precision == "fp64":
+        loaded.model.double()
+    if asked.compile:
+        loaded = replace(loaded, model=compile_for_sampling(loaded.model))
+    try:
+        print_samples(loaded, ids, asked)
+    except Exception as error:
+        if why := why_not_compiled(error):
+            raise RunFailed(f"{why}: leave --compile out") from error
+        raise
 
-    One sample is printed as it comes, and every piece flushed, for a screen and a pipe alike; several one by one.
+
+def make_parser() -> Parser:
+    """The command line of generate.py."""
+    parser = Parser(prog="generate.py", description=first_paragraph(__doc__))
+    parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
+    parser.add_argument("--prompt", type=str, default="", help="text to continue; if empty, a new text, or a trial")
+    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to draw")
+    parser.add_argument("--temperature", type=float, default=0.8, help="lower is safer, higher is wilder, 0 is greedy")
+    parser.add_argument("--top_k", type=int | None, default=None, help="draw only from this many likeliest tokens")
+    parser.add_argument("--top_p", type=float, default=1.0, help="draw only from the fewest with this probability")
+    parser.add_argument("--min_p", type=float, default=0.0, help="drop tokens below this share of the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--samples", type=int, default=1, help="texts to draw; sample i is that of seed + i")
+    parser.add_argument("--stop", type=str, action="append", default=[], help="end before this text; may be repeated")
+    parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster if large")
+    parser.add_argument(
+        "--compile", type=bool, default=False, help="faster after a minute or two; needs a C++ compiler"
+    )
+    add_rope_options(parser)
+    return parser
+
+
+def refuse_bad_options(asked: Any) -> None:
+    """Raise BadInput for an option out of range."""
+    for name, fine, limits in (
+        ("tokens", asked.tokens >= 1, "at least 1"),
+        ("temperature", 0 <= asked.temperature < math.inf, "0 or more"),
+        ("top_k", asked.top_k is None or asked.top_k >= 1, "at least 1"),
+        ("top_p", 0 < asked.top_p <= 1, "above 0 and at most 1"),
+        ("min_p", 0 <= asked.min_p < 1, "at least 0 and below 1"),
+        ("samples", asked.samples >= 1, "at least 1"),
+        ("seed", 0 <= asked.seed <= 2**63 - asked.samples, "at least 0 and below 2^63, as must that of each sample"),
+    ):
+        if not fine:
+            raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
+    for name, text in (("prompt", asked.prompt), *(("stop", stop) for stop in asked.stop)):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python marks bytes it cannot decode
+            raise BadInput(f"--{name} {text!r} is not UTF-8: type it in a terminal that uses UTF-8")
+    if not all(asked.stop):
+        raise BadInput("--stop '' must not be empty: every text contains it")
+    if asked.compile:
+        refuse_without_compiler("--compile", torch.device("cpu"))
+
+
+def print_trials(loaded: FinishedRun, seed: int, words: list[str]) -> None:
+    """Print a trial of each task; options given in `words` that do not apply get a warning."""
+    if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
+        why = f"{loaded.data.corpus} is answered with the likeliest tokens; to continue a text, give a --prompt"
+        print(f"generate.py: warning: {', '.join(ignored)} does not apply: {why}", file=sys.stderr)
+    settings = loaded.settings
+    corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], loaded.model_config.seq_len)
+    print("\n".join(trial(loaded.model, corpus, task, seed) for task in corpus.tasks))
+
+
+def print_samples(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
+    """Print the prompt, whose tokens are `ids`, and its continuations.
+
+    A single sample is printed as it is drawn, each piece flushed, on a screen and in a pipe alike; several, in turn.
     """
     how = {name: getattr(asked, name) for name in ("tokens", "temperature", "seed", "top_k", "top_p", "min_p")}
-    stops = [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in asked.stop]  # as shells hand them on
+    stops = [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in asked.stop]  # a shell passes them as typed
     texts, wall, live = [Text(loaded.tokenizer, stops) for _ in range(asked.samples)], "", asked.samples == 1
     if live:
         print(asked.prompt, end="", flush=True)
     try:
-        for row in samples(loaded.model, ids, number=asked.samples, **how):
+        for row in sample_several(loaded.model, ids, number=asked.samples, **how):
             pieces = [text.add(token) for text, token in zip(texts, row, strict=True)]
             if live:
                 print(pieces[0], end="", flush=True)
@@ -67,7 +146,7 @@ def write(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
 
 
 def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
-    """Lay `--rope.*` options over the run's own for contexts of up to `length` tokens; warn where that is too far."""
+    """Override the run's rotary options for contexts of up to `length` tokens; warn if they do not reach that far."""
     ((scaling, fields),) = variants(loaded, given, None).items()
     if given:
         loaded.model.position = position_at(loaded, fields, length)
@@ -82,73 +161,6 @@ def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
         )
     if warning:
         print(f"generate.py: warning: {warning}", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: print the prompt and what the model makes of it."""
-    parser = Parser(prog="generate.py", description=first_paragraph(__doc__))
-    parser.add_argument("run", type=str, help="a run folder that train.py made, runs/rope say")
-    parser.add_argument("--prompt", type=str, default="", help="to go on from; empty: the start of a text, or a trial")
-    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to draw")
-    parser.add_argument("--temperature", type=float, default=0.8, help="below 1 is safer, above is wilder, 0 is greedy")
-    parser.add_argument("--top_k", type=int | None, default=None, help="draw from this many likeliest tokens only")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw from the fewest that hold this probability")
-    parser.add_argument("--min_p", type=float, default=0.0, help="draw from those this probable beside the likeliest")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--samples", type=int, default=1, help="texts at once; sample i is that of seed + i")
-    parser.add_argument("--stop", type=str, action="append", default=[], help="end before this text; may be repeated")
-    parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster if large")
-    parser.add_argument(
-        "--compile", type=bool, default=False, help="faster after a minute or two; needs a C++ compiler"
-    )
-    add_rope_options(parser)
-    asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
-    for name, fine, limits in (
-        ("tokens", asked.tokens >= 1, "at least 1"),
-        ("temperature", 0 <= asked.temperature < math.inf, "0 or more"),
-        ("top_k", asked.top_k is None or asked.top_k >= 1, "at least 1"),
-        ("top_p", 0 < asked.top_p <= 1, "above 0 and at most 1"),
-        ("min_p", 0 <= asked.min_p < 1, "at least 0 and below 1"),
-        ("samples", asked.samples >= 1, "at least 1"),
-        ("seed", 0 <= asked.seed <= 2**63 - asked.samples, "at least 0 and below 2^63, and that of every sample too"),
-    ):
-        if not fine:
-            raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
-    for name, text in (("prompt", asked.prompt), *(("stop", stop) for stop in asked.stop)):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # Python's stand-ins for bytes it cannot read
-            raise BadInput(f"--{name} {text!r} is not UTF-8: write it in a terminal, or a file, that is")
-    if not all(asked.stop):
-        raise BadInput("--stop '' must not be empty: every text holds that")
-    if asked.compile:
-        refuse_without_compiler("--compile", torch.device("cpu"))
-    loaded = load_finished_run(asked.run)
-    if loaded.data.corpus.startswith("task:") and not asked.prompt:
-        words = sys.argv[1:] if argv is None else argv
-        if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
-            print(
-                f"generate.py: warning: {', '.join(ignored)} means nothing to a trial of {loaded.data.corpus}, whose "
-                "answers are the likeliest tokens: give a --prompt",
-                file=sys.stderr,
-            )
-        settings = loaded.settings
-        corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], loaded.model_config.seq_len)
-        print("\n".join(trial(loaded.model, corpus, task, asked.seed) for task in corpus.tasks))
-        return
-    encoded = loaded.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
-    ids = encoded or [special_id(loaded.tokenizer, END_OF_TEXT)]
-    if (longest := loaded.model.position.longest) is not None and len(ids) > longest:
-        raise BadInput(f"--prompt: {len(ids)} tokens, and learned positions end at {longest}: shorten it or use rope")
-    rescale(loaded, vars(given) if given else {}, len(ids) + asked.tokens - 1)  # the last token drawn is not fed
-    if asked.precision == "fp64":
-        loaded.model.double()
-    if asked.compile:
-        loaded = replace(loaded, model=compiled(loaded.model))
-    try:
-        write(loaded, ids, asked)
-    except Exception as error:
-        if why := why_not_compiled(error):
-            raise RunFailed(f"{why}: leave --compile out") from error
-        raise
 
 
 if __name__ == "__main__":

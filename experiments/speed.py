@@ -44,7 +44,7 @@ from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.provenance import commit, versions
 from harness.ranges import explain
-from harness.sampling import compiled, sample, stored_by_columns
+from harness.sampling import compile_for_sampling, sample, store_by_columns
 from harness.scoring import score
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
 from harness.workloads import ENTRIES, learn_tokenizer, prepare, training_flops, training_step, write_text
@@ -174,13 +174,13 @@ def bench_generate(asked: Any) -> Cases:
 
         def multiply(model: Transformer = model, weights: list[Tensor] = weights, tokens: int = tokens) -> None:
             vectors = {weight.shape[1]: torch.ones(1, weight.shape[1]) for weight in weights}
-            with torch.inference_mode(), stored_by_columns(model):  # as fast as the products are known to go
+            with torch.inference_mode(), store_by_columns(model):  # as fast as the products are known to go
                 for _, weight in itertools.product(range(tokens), weights):
                     F.linear(vectors[weight.shape[1]], weight)
 
         ours: dict[str, Callable] = {"eager": partial(write, model)}
         if can_compile(asked):
-            ours["compiled"] = partial(write, compiled(model))
+            ours["compiled"] = partial(write, compile_for_sampling(model))
         contenders = ours | {limit: multiply}
         if is_installed("transformers"):
             other = llama(config, length=len(prompt) + tokens).eval()

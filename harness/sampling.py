@@ -1,4 +1,4 @@
-"""Tokens drawn from a model, one after the other, with a key-value cache."""
+"""Tokens drawn from a model one by one, with a key-value cache, and the text that they make."""
 
 import codecs
 import math
@@ -17,14 +17,14 @@ from model import Transformer
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits, (..., V), with -inf on all but the k largest; those that equal the k-th stay too."""
+    """Logits, (..., V), with -inf on all but the k largest; ties with the k-th are kept too."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
     return logits.masked_fill(logits < kth, -math.inf)  # keep i: l_i >= the k-th largest
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits, (..., V), with -inf outside the nucleus of probability p; of equals the first in the vocabulary stay."""
-    if p >= 1:  # else a sum that rounds to 1 early would cut the tail
+    """Logits, (..., V), with -inf outside the nucleus of probability p; of equals, the first in the vocabulary stay."""
+    if p >= 1:  # a sum that rounds to 1 early would cut the tail
         return logits
     ordered, token = logits.sort(descending=True, stable=True)  # (..., V)
     upto = ordered.softmax(-1).cumsum(-1)  # (..., V)
@@ -41,13 +41,13 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits - largest < math.log(p), -math.inf)  # keep i: p_i >= p max(p), and p ~ exp(l)
 
 
-def choose(
+def choose_tokens(
     logits: Tensor, u: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1, min_p: float = 0
 ) -> Tensor:
-    """One token for every row of logits, (N, V), and of uniform numbers in [0, 1), (N, 1): (N, 1), see the module."""
+    """One token for each row of logits, (N, V), and uniform number in [0, 1), (N, 1), as generate.py says: (N, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits.double()  # (N, V), so that a sum over a large vocabulary is exact enough
+    logits = logits.double()  # (N, V); sums over a large vocabulary need it
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # l / temperature, where exp cannot overflow
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
@@ -57,50 +57,49 @@ def choose(
 
 
 @contextmanager
-def stored_by_columns(model: Transformer) -> Iterator[None]:
-    """On a CPU, keep matrices of more outputs than inputs in memory column by column for a while.
+def store_by_columns(model: Transformer) -> Iterator[None]:
+    """On a CPU, store matrices with more outputs than inputs column by column, and restore them at the end.
 
-    For a single row x the product W x = sum_j x_j W[:, j] then reads memory in order and fills whole vectors of
-    outputs, which took half to a third of the time (results/NOTES.md); for several rows it gains nothing. Values and
-    shapes are the same all along.
+    For one row x the product W x = sum_j x_j W[:, j] then reads memory in order and fills whole vectors of outputs.
+    That saves a third of a token's time (results/NOTES.md); several rows gain nothing. Values and shapes do not change.
     """
     wide = [p for p in model.parameters() if p.dim() == 2 and p.shape[0] > p.shape[1] and p.device.type == "cpu"]
 
-    def lay(by_columns: bool) -> None:
-        with torch.inference_mode(False):  # tensors made in it could never be trained on again
+    def store(by_columns: bool) -> None:
+        with torch.inference_mode(False):  # tensors made in inference mode could never be trained again
             for weight in wide:
                 weight.data = weight.data.t().contiguous().t() if by_columns else weight.data.contiguous()
 
-    lay(by_columns=True)
+    store(by_columns=True)
     try:
         yield
     finally:
-        lay(by_columns=False)
+        store(by_columns=False)
 
 
-def compiled(model: Transformer) -> nn.Module:
-    """The model as torch.compile makes it faster to write with: on a CPU some twice as fast, after a minute or two.
+def compile_for_sampling(model: Transformer) -> nn.Module:
+    """Compile a model so that drawing tokens is faster: about twice as fast on a CPU, after a minute or two.
 
-    Whatever calls the compiled parts is compiled too (`cpp_wrapper`): a token has some sixty of them, of a few
-    microseconds each, where Python takes about as long to call one (results/NOTES.md).
+    `cpp_wrapper` also compiles the calls of the compiled parts. A token needs some sixty of them, a few microseconds
+    each, and calling one from Python takes about as long (results/NOTES.md).
     """
     return torch.compile(model, options={"cpp_wrapper": True})
 
 
 @torch.inference_mode()
-def samples(
+def sample_several(
     model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, number: int, **kept: Any
 ) -> Iterator[list[int]]:
-    """Draw a token for each sample, N of them, given all before it, again and again.
+    """Draw one token for each of N samples, given all tokens before it, again and again.
 
     Args:
         model: in evaluation mode.
-        prompt: tokens that every sample goes on from, at least one.
-        tokens: how many to draw for each.
-        temperature: what logits are divided by; 0 takes the likeliest token every time.
+        prompt: tokens that all samples begin with, at least one.
+        tokens: how many to draw for each sample.
+        temperature: logits are divided by it; 0 always takes the likeliest token.
         seed: of the first sample's draws; sample i has seed + i.
-        number: of samples (N), which one forward pass serves together.
-        kept: top_k, top_p and min_p, where they are to leave tokens out.
+        number: of samples (N), which share each forward pass.
+        kept: top_k, top_p and min_p, if they are used.
 
     Raises:
         PastTheEnd: when learned positions are used up.
@@ -109,11 +108,11 @@ def samples(
     generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
     cache = model.new_cache(number, len(prompt) + tokens - 1)  # the last token drawn is not fed
     fed = torch.tensor([prompt], device=device).expand(number, -1)  # (N, T)
-    with stored_by_columns(model) if number == 1 else nullcontext():
+    with store_by_columns(model) if number == 1 else nullcontext():
         for _ in range(tokens):
             logits = model(fed, cache=cache, last=1)[:, -1].cpu()  # (N, V)
             u = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in generators])  # (N, 1)
-            drawn = choose(logits, u, temperature, **kept)  # (N, 1)
+            drawn = choose_tokens(logits, u, temperature, **kept)  # (N, 1)
             yield drawn[:, 0].tolist()
             fed = drawn.to(device)
 
@@ -121,13 +120,13 @@ def samples(
 def sample(
     model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, **kept: Any
 ) -> Iterator[int]:
-    """The tokens of one sample, as they are drawn: see `samples`."""
-    for (token,) in samples(model, prompt, tokens, temperature, seed, 1, **kept):
+    """Draw the tokens of one sample: see `sample_several`."""
+    for (token,) in sample_several(model, prompt, tokens, temperature, seed, 1, **kept):
         yield token
 
 
 def trial(model: Transformer, corpus: TaskCorpus, task: str, row: int) -> str:
-    """An episode of a task, up to its last question, and what the model makes of that: the likeliest tokens."""
+    """An episode of a task up to its last question, the right answer, and the model's: the likeliest tokens."""
     (episode,) = corpus.episodes(task, "validation", min(64, corpus.seq_len), range(row, row + 1))
     asked = np.flatnonzero(episode.answer == episode.answer.max())
     prompt, right = episode.tokens[: asked[0]].tolist(), episode.tokens[asked].tolist()
@@ -139,35 +138,35 @@ BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
 
 
 class Text:
-    """One sample's text as it grows: whole characters, up to a stop text or the end of text.
+    """The text of one sample as it grows: whole characters, up to a stop text or the end of text.
 
-    A character may be spread over several tokens, and so may a stop text, which is not part of the text. What could
-    still become one of them is held back until that is known.
+    A character may span several tokens, and so may a stop text, which does not belong to the text. What may still
+    become part of either is held back until that is certain.
 
     Args:
         tokenizer: byte-level.
-        stops: texts that end it, none of them empty; looked for in what the model adds, not in the prompt.
+        stops: texts that end it, none of them empty; searched for in what the model adds, not in the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         self.end = special_id(tokenizer, END_OF_TEXT)
-        self.added = tokenizer.get_added_tokens_decoder()  # spelt as they are, all others in byte characters
+        self.added = tokenizer.get_added_tokens_decoder()  # spelled out; all others are in byte characters
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.held = self.said = self.note = ""
         self.over = False
 
     def add(self, token: int | None) -> str:
-        """Take in a token, None when there are no more, and return the text that is certain now and was not before."""
+        """Add a token, or None when there are no more, and return the text that this makes certain."""
         if self.over:
             return ""
         last = token is None or token == self.end
-        spelt = "" if last else self.tokenizer.id_to_token(token) or ""
-        in_bytes = spelt.encode() if token in self.added else bytes(BYTE_OF[character] for character in spelt)
+        spelling = "" if last else self.tokenizer.id_to_token(token) or ""
+        in_bytes = spelling.encode() if token in self.added else bytes(BYTE_OF[character] for character in spelling)
         text = self.held + self.decoder.decode(in_bytes, final=last)
         found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        begun = [n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        certain = min(found) if found else len(text) - (0 if last else max(begun, default=0))
+        partial = [n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        certain = min(found) if found else len(text) - (0 if last else max(partial, default=0))
         if token == self.end and not found:
             self.note = "the model ended its text"
         self.over = last or bool(found)

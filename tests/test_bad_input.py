@@ -323,7 +323,7 @@ generate | rope --precision bf16             | --precision; bf16; fp64, fp32
 generate | rope --seed x                     | --seed; x; int
 generate | rope --seed -1                    | --seed -1; at least 0
 generate | rope --seed 99999999999999999999999 | --seed; below 2^63
-generate | rope --seed 9223372036854775807 --samples 2 | --seed 9223372036854775807; every sample
+generate | rope --seed 9223372036854775807 --samples 2 | --seed 9223372036854775807; each sample
 generate | rope --rope.scaling yran          | --rope.scaling; yran; did you mean yarn
 generate | rope --rope.factor 0.5 --rope.scaling yarn | --rope.factor 0.5; at least 1
 generate | rope --rope.factor 2              | --rope.factor means nothing; rope.scaling none
@@ -407,7 +407,7 @@ evaluate | rope --scalings ''                | --scalings ''; none, linear
 evaluate | rope --scalings yarn --rope.scaling yarn | --rope.scaling yarn; give one of the two
 evaluate | learned --scalings yarn           | --scalings yarn; learned; leave it out
 evaluate | rope --trials 5                   | --trials 5; leave it out
-evaluate | rope --stride 0                   | --stride 0; 1 .. 16
+evaluate | rope --stride 0                   | --stride 0; between 1 and 16
 evaluate | rope --seed 1.5                   | --seed 1.5; a whole number
 evaluate | rope --split dev                  | --split dev; train, validation, test
 evaluate | rope --picture ''                 | --picture ''; must be a .png

@@ -283,27 +283,27 @@ def test_each_leaves_what_the_transformers_library_leaves():
 
 def test_the_number_drawn_falls_on_the_sum_of_probabilities():
     u = torch.tensor([[0.0], [0.124], [0.126], [0.624], [0.626], [0.749], [0.751], [1 - 2**-53]], dtype=torch.float64)
-    drawn = sampling.choose(HALVES.expand(len(u), -1), u, temperature=1)
+    drawn = sampling.choose_tokens(HALVES.expand(len(u), -1), u, temperature=1)
     assert drawn.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     middle = torch.tensor([-math.inf, 0, -math.inf, 0, -math.inf])  # and what has no probability is never drawn
     ends = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
-    assert sampling.choose(middle.expand(3, -1), ends, temperature=1).flatten().tolist() == [1, 3, 3]
+    assert sampling.choose_tokens(middle.expand(3, -1), ends, temperature=1).flatten().tolist() == [1, 3, 3]
 
 
 def test_temperature_comes_first_then_top_k_then_top_p():
     u = torch.tensor([[0.999]], dtype=torch.float64)  # draws the last token that is left
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    assert sampling.choose(logits, u, 1, top_p=0.5) == 1
-    assert sampling.choose(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
-    assert sampling.choose(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
-    assert sampling.choose(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
-    assert sampling.choose(logits, u, 1, min_p=0.65) == 1
+    assert sampling.choose_tokens(logits, u, 1, top_p=0.5) == 1
+    assert sampling.choose_tokens(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
+    assert sampling.choose_tokens(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
+    assert sampling.choose_tokens(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
+    assert sampling.choose_tokens(logits, u, 1, min_p=0.65) == 1
 
 
 def test_a_temperature_near_0_is_the_likeliest_token():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     for temperature in (1e-300, 1e-5):
-        assert sampling.choose(logits, torch.tensor([[0.9]], dtype=torch.float64), temperature) == 1
+        assert sampling.choose_tokens(logits, torch.tensor([[0.9]], dtype=torch.float64), temperature) == 1
 
 
 def test_top_k_1_is_greedy_and_the_options_reach_the_draws(decided, text_of):
@@ -404,7 +404,7 @@ def test_weights_lie_by_columns_while_one_sample_is_drawn_and_can_be_trained_on_
     assert all(torch.equal(weight, before[name]) for name, weight in tensors.items())
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(weight.grad is not None for weight in tensors.values())
-    several = sampling.samples(model, [1, 2], 8, temperature=0, seed=0, number=2)
+    several = sampling.sample_several(model, [1, 2], 8, temperature=0, seed=0, number=2)
     next(several)
     assert by_columns() == []
 

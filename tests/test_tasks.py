@@ -616,5 +616,5 @@ def test_sampling_options_that_a_trial_does_not_use_are_said_in_one_line(trained
     outcome = at_the_shell(generate.main, [str(trained("rope")), "--temperature", "2", "--seed", "1"])
     assert outcome.code == 0
     (line,) = outcome.err.splitlines()
-    assert "--temperature means nothing" in line
+    assert "--temperature does not apply" in line
     assert "give a --prompt" in line
