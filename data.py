@@ -1,10 +1,11 @@
 """Text becomes batches: windows of tokens, and a batch that is a pure function of (seed, step).
 
-    text --tokenizer--> tokens of train | validation | test --windows--> inputs and targets, (B, T) each
+    text --tokenizer--> tokens: train 90 % | validation 5 % | test 5 % --windows--> inputs and targets, (B, T) each
 
 Because a batch depends on nothing but seed and step, every scheme is trained on the same batches, a resumed run goes on
 with the batch that would have come next, each of several processes takes its rows of one common batch, and evaluation
-cannot disturb training. harness/corpora.py finds and reads the text, harness/preparing.py turns it into tokens on disk.
+cannot disturb training. harness/corpora.py finds and reads the text; harness/preparing.py cuts it into the three splits
+and writes their tokens to disk, once.
 
     python train.py --data.corpus 'books/*.txt' --data.tokenizer bytes
 """
@@ -92,13 +93,13 @@ class Corpus(PreparedCorpus):
     def fixed_targets(
         self, split: str, lengths: Sequence[int], n_targets: int = 32, count: int = 256
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The same target tokens under every context length, one length at a time.
+        """Windows of several context lengths that all score the same target tokens, one length at a time.
 
         Args:
             split: train, validation or test.
             lengths: context lengths in tokens, none beyond `longest(split)`.
             n_targets: tokens scored at the end of each window, at most the shortest length.
-            count: windows, evenly spaced; fewer when the split has no room for that many without scoring a token twice.
+            count: windows, evenly spaced; fewer if the split is too short to score that many without a token twice.
 
         Returns:
             An iterator over (length L, inputs, targets), both (count, L) int64; all but the last n_targets are -100.
@@ -109,7 +110,7 @@ class Corpus(PreparedCorpus):
             raise BadInput(f"--data.corpus {self.name!r}: {what}: use a longer text or shorter lengths")
         n_targets = min(n_targets, *lengths)
         count = min(count, (n_tokens - 1 - longest) // n_targets + 1)
-        ends = np.linspace(longest, n_tokens - 1, count).astype(np.int64)  # (count,), where each last target stands
+        ends = np.linspace(longest, n_tokens - 1, count).astype(np.int64)  # (count,), each window's last target
 
         def with_context(length: int) -> tuple[int, Tensor, Tensor]:
             inputs, targets = self._gather(split, ends - length, length)

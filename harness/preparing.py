@@ -263,19 +263,21 @@ def split_points(spool: Spool) -> list[int]:
     if not spool.n_characters:  # nothing but continuation bytes, which only the bytes tokenizer accepts
         return [0, *(spool.n_bytes * percent // 100 for percent in CUTS), spool.n_bytes]
     points = [0]
-    with open(spool.path, "rb") as file:
-        position = passed = 0  # bytes and characters before the chunk
-        chunk = character_starts(file.read(READ_BYTES))
-        for percent in CUTS:
-            character = spool.n_characters * percent // 100
-            while character >= passed + len(chunk):
-                passed, position = passed + len(chunk), position + READ_BYTES
-                chunk = character_starts(file.read(READ_BYTES))
-            point = position + int(chunk[character - passed])
-            if len(spool.ends) >= MANY_DOCUMENTS:
-                point = int(np.append(spool.ends[np.searchsorted(spool.ends, point) :][:1], spool.n_bytes)[0])
-            points.append(point)
+    for percent in CUTS:
+        point = byte_of_character(spool.path, spool.n_characters * percent // 100)
+        if len(spool.ends) >= MANY_DOCUMENTS:
+            point = int(np.append(spool.ends[np.searchsorted(spool.ends, point) :][:1], spool.n_bytes)[0])
+        points.append(point)
     return [*points, spool.n_bytes]
+
+
+def byte_of_character(path: Path, character: int) -> int:
+    """The byte at which a character of a file begins."""
+    position = 0
+    with open(path, "rb") as file:
+        while character >= len(starts := character_starts(file.read(READ_BYTES))):
+            character, position = character - len(starts), position + READ_BYTES
+    return position + int(starts[character])
 
 
 def read_pieces(spool: Spool, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:

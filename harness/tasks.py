@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -185,12 +186,10 @@ TASKS = {
 }
 
 
-class TaskCorpus:
+class TaskCorpus(PreparedCorpus):
     """Episodes as a corpus: `batch`, `windows`, `tokenizer` and so on mean what they mean in `data.Corpus`.
 
-    Args:
-        name: the corpus as the user named it, such as task:recall.
-        text: the corpus whose tokenizer is used and whose passages hide passkeys.
+    It is made on a prepared text, whose tokenizer it uses and whose passages hide passkeys.
 
     Attributes:
         tasks: names of the tasks, one or all.
@@ -198,21 +197,19 @@ class TaskCorpus:
         token_bytes: zeros, (V,): bits per byte has no meaning here and comes out as null.
     """
 
-    def __init__(self, name: str, text: PreparedCorpus, seed: int, batch_size: int, seq_len: int) -> None:
-        self.name, self.text = name, text
+    def __init__(self, name: str, text: Path, seed: int, batch_size: int, seq_len: int) -> None:
+        super().__init__(name, text)
         self.seed, self.batch_size, self.seq_len = seed, batch_size, seq_len
         task = name.removeprefix("task:")
         self.tasks = list(TASKS) if task == "all" else [task]
         self.least = max(TASKS[task].least_in_evaluation for task in self.tasks)
-        self.tokenizer, self.vocab_size, self.end_of_text = text.tokenizer, text.vocab_size, text.end_of_text
-        self.encode, self.decode, self.tokens = text.encode, text.decode, text.tokens
-        self.token_bytes = torch.zeros_like(text.token_bytes)
-        spelt = [text.encode(chr(code)) for code in range(128)]
+        self.token_bytes = torch.zeros_like(self.token_bytes)
+        spelt = [self.encode(chr(code)) for code in range(128)]
         if any(len(ids) != 1 for ids in spelt[ord("!") :]):
             raise BadInput("--data.tokenizer has no token for each letter, digit and sign: use bpe or bytes for tasks")
         self._ids = np.array([ids[0] for ids in spelt])  # (128,) ASCII to token
         samples = [episode for task in self.tasks for episode in self.episodes(task, "validation", 64, range(4))]
-        self.sha256 = hash_of([name, text.sha256, [episode.tokens.tolist() for episode in samples]])
+        self.sha256 = hash_of([name, self.sha256, [episode.tokens.tolist() for episode in samples]])
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Training episodes of one step, a pure function of (seed, step): one task, one length.
@@ -249,12 +246,12 @@ class TaskCorpus:
     def describe(self) -> str:
         """One line: the tasks, their lengths, and the text that they use."""
         lengths = f"episodes of up to {self.seq_len} tokens, one length per step, only answers are scored"
-        entries = f"{self.vocab_size:,} entries and passages of {self.text.name}"
+        entries = f"{self.vocab_size:,} entries and passages of {self.manifest['corpus']}"
         return f"{self.name}: {', '.join(self.tasks)}; {lengths}; {entries}"
 
     def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, evaluating: bool) -> Episode:
         draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
-        return TASKS[task].make(draw, length + 1, self._ids, self.text.tokens(split), evaluating)
+        return TASKS[task].make(draw, length + 1, self._ids, self.tokens(split), evaluating)
 
 
 def refuse_unknown_task(corpus: str) -> None:
@@ -280,7 +277,7 @@ def load_task(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> T
     least = max(task.least_in_evaluation for key, task in TASKS.items() if name in (key, "all"))
     if seq_len < least:
         raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {config.corpus}: {least} is enough")
-    text = PreparedCorpus("kjv", find_or_prepare(replace(config, corpus="kjv"), seq_len))
+    text = find_or_prepare(replace(config, corpus="kjv"), seq_len)
     return TaskCorpus(config.corpus, text, seed, batch_size, seq_len)
 
 
