@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +141,8 @@ def measure_by_evaluating(
 def longrope_options(folder: Path) -> list[str]:
     """Options for longrope: ones up to the trained length, and past it what a run with learned factors has learned."""
     learned = yaml.safe_load((folder / "longrope.yaml").read_text(encoding="utf-8"))["model"]["rope"]
-    values = {"short_factor": [1.0] * len(learned["long_factor"]), "long_factor": learned["long_factor"]}
-    values["attention_factor"] = learned["attention_factor"]
+    values = {"short_factor": [1.0] * len(learned["long_factor"])}
+    values |= {name: learned[name] for name in ("long_factor", "attention_factor")}
     return [word for name, value in values.items() for word in (f"--rope.{name}", str(value))]
 
 
@@ -182,18 +182,6 @@ def write_in_process(one: Measurement, train: Main) -> None:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def stopping_all(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """When interrupted, start nothing more, and tell what is running to save and stop."""
-    try:
-        yield
-    except BaseException:
-        for process in multiprocessing.active_children():  # an experiment starts none but the pool's
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-
-
 def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> None:
     """Take the measurements that have no file yet, and print the progress.
 
@@ -202,14 +190,19 @@ def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> N
     """
     missing = [one for one in measurements if not one.file.exists()]
     began, failed = time.perf_counter(), []
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool, stopping_all(pool):
-        waiting = {pool.submit(write_in_process, one, train): one for one in missing}
-        for done, future in enumerate(as_completed(waiting), 1):
-            one, error = waiting[future], future.exception()
-            failed += [str(error)] if error else []
-            what = f"{one.part} {one.name}" + (f": {error}" if error else "")
-            print(f"{done} of {len(missing)}, {(time.perf_counter() - began) / 60:.0f} min: {what}", flush=True)
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        try:
+            waiting = {pool.submit(write_in_process, one, train): one for one in missing}
+            for done, future in enumerate(as_completed(waiting), 1):
+                one, error = waiting[future], future.exception()
+                failed += [str(error)] if error else []
+                what = f"{one.part} {one.name}" + (f": {error}" if error else "")
+                print(f"{done} of {len(missing)}, {(time.perf_counter() - began) / 60:.0f} min: {what}", flush=True)
+        except BaseException:  # interrupted: start nothing more, and tell what is running to save and stop
+            for process in multiprocessing.active_children():  # an experiment starts none but the pool's
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     if failed:
         raise RunFailed("; ".join(failed))
 
