@@ -26,11 +26,12 @@ def config_of(position: str, **options: Any) -> ModelConfig:
 
 
 def scheme(position: str, **options: Any) -> Any:
-    """A scheme as a model owns it, with its table, where it has one, drawn from a fixed seed."""
+    """A scheme as a model owns it, with first values of its own or else normal ones, drawn from a fixed seed."""
     built = SCHEMES[position](config_of(position, **options))
     generator = torch.Generator().manual_seed(0)
-    for parameter in built.parameters():
-        nn.init.normal_(parameter, generator=generator)
+    for name, parameter in built.named_parameters():
+        own = built.first_value(name, parameter.shape, generator)
+        parameter.data = nn.init.normal_(parameter.data, generator=generator) if own is None else own
     return built
 
 
