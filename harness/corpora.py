@@ -11,9 +11,11 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
@@ -25,7 +27,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 READ_BYTES = 1 << 20  # how much of a file is in memory at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class DataConfig:
     """The corpus and how it becomes tokens.
 
@@ -38,11 +40,11 @@ class DataConfig:
         column: the column that holds the text, for .jsonl, .parquet and the hub.
         tokenizer: `bpe` (trained on the training split), `bytes`, or a tokenizer.json whose tokens are byte-level.
         vocab_size: entries of the BPE, the 3 special tokens and 256 bytes among them.
-        max_bytes: stop reading the corpus after this much text, in bytes.
+        max_bytes: stop reading the corpus after this many bytes of text; null reads all of it.
         cache: folder of prepared corpora. A hub dataset that changes upstream is not noticed: delete the folder.
 
     Raises:
-        ValueError: values that cannot be.
+        ValueError: for a value that cannot be, by name.
     """
 
     corpus: str = "kjv"
@@ -51,7 +53,7 @@ class DataConfig:
     column: str = "text"
     tokenizer: str = "bpe"
     vocab_size: int = 1024
-    max_bytes: int | None = None
+    max_bytes: Annotated[int | None, Field(ge=1)] = None
     cache: str = ".cache"
 
     def __post_init__(self) -> None:
@@ -59,11 +61,8 @@ class DataConfig:
         if self.tokenizer == "bpe" and self.vocab_size > MOST_ENTRIES:
             raise ValueError(f"data.vocab_size {self.vocab_size} is too large: {MOST_ENTRIES:,} or fewer would do")
         if self.tokenizer == "bpe" and self.vocab_size < least:
-            raise ValueError(
-                f"data.vocab_size {self.vocab_size} is too small: 3 special tokens and 256 bytes need {least} or more"
-            )
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise ValueError(f"data.max_bytes {self.max_bytes} must be 1 or more, or null to read everything")
+            needs = f"3 special tokens and 256 bytes need {least} or more"
+            raise ValueError(f"data.vocab_size {self.vocab_size} is too small: {needs}")
 
 
 class Source(NamedTuple):

@@ -188,7 +188,7 @@ train | --data.tokenizer bpee                | data.tokenizer 'bpee'; did you me
 train | --data.tokenizer foreign             | data.tokenizer 'foreign'; use bpe
 train | --data.tokenizer bpe --data.vocab_size 100 | --data.vocab_size 100; 259
 train | --data.vocab_size many               | --data.vocab_size; many; int
-train | --data.max_bytes 0                   | --data.max_bytes 0; 1 or more
+train | --data.max_bytes 0                   | --data.max_bytes 0; at least 1
 train | --data.max_bytes 40                  | data.corpus 'tiny.txt'; too short
 train | --data.cache tiny.txt/below          | data.cache 'tiny.txt/below'; --data.cache
 train | --data.cache /proc/nowhere           | data.cache '/proc/nowhere'; --data.cache

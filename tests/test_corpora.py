@@ -16,6 +16,7 @@ from texts import load_corpus, prose, text_of, write
 from data import DataConfig
 from harness import corpora, preparing
 from harness.messages import BadInput
+from harness.ranges import explain
 
 
 def test_text_files_are_read_exactly(tmp_path):
@@ -76,8 +77,9 @@ def test_contradictions_are_refused_by_name():
     with pytest.raises(ValueError, match=r"data\.vocab_size 258 is too small: .* 259 or more"):
         DataConfig(vocab_size=258)
     assert DataConfig(vocab_size=259).vocab_size == 259
-    with pytest.raises(ValueError, match=r"data\.max_bytes 0 must be 1 or more"):
+    with pytest.raises(ValueError, match="max_bytes") as refused:
         DataConfig(max_bytes=0)
+    assert explain(refused.value) == "data.max_bytes 0 must be at least 1"
     with pytest.raises(dataclasses.FrozenInstanceError):
         DataConfig().corpus = "other"
 
