@@ -28,12 +28,13 @@ import train
 from harness import devices
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
 from harness.files import write_whole
-from harness.folder import MAY_DIFFER, RunFolder, other_values
+from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.provenance import commit, versions
 from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
 from harness.retrieval import empty_rows, measure_accuracy
+from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
 from harness.runs import load_finished_run, read_result
 from harness.scoring import measure_loss_by_length, score_targets
 from harness.tasks import TaskCorpus
@@ -47,7 +48,7 @@ MAY_DIFFER_HERE = {**MAY_DIFFER, "run": MAY_DIFFER["run"] - {"eval_every", "prec
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the comparison the command line asks for, and return its summary."""
-    parser = train.make_parser("compare.py", first_paragraph(__doc__))
+    parser = make_run_parser("compare.py", first_paragraph(__doc__), train.RunConfig)
     parser.add_argument(
         "--schemes", type=str, nargs="+", default=[name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     )
@@ -73,10 +74,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help="context lengths to score, in trained lengths",
     )
     parser.set_defaults({"model.position": "none"})  # fits any shape; the schemes' own demands are checked below
-    given = train.explicit(argv, parser)
+    given = parse_explicit(argv, parser)
     if start := given.get("run.init_from"):
         raise BadInput(f"--run.init_from {start}: the weights of one run fit one scheme; tune it with train.py")
-    asked, data_config, model_config, run_config = train.parse(argv, parser)
+    asked, data_config, model_config, run_config = parse_run(argv, parser)
     if asked.launcher not in (None, *LAUNCHERS):
         raise BadInput(
             f"--launcher {asked.launcher} is none of {', '.join(LAUNCHERS)}{nearest(asked.launcher, LAUNCHERS)}"
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     waiting = [job for job in jobs if not is_finished(job)]
     # Prepared here once, so that whatever is wrong with the text is said before anything starts.
     corpus = data.load(data_config, jobs[0].seed, run_config.batch_size, model_config.seq_len)
-    train.with_vocabulary(model_config, corpus)
+    fit_vocabulary(model_config, corpus)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / ".writable", "")
@@ -190,7 +191,7 @@ def is_finished(job: Job) -> bool:
         return False
     finished = read_result(job.folder).get("status") == "finished"
     configs = {"data": job.data, "model": job.model, "run": job.run}
-    if (job.folder / "config.yaml").exists() and (found := other_values(job.folder, configs, MAY_DIFFER_HERE)):
+    if (job.folder / "config.yaml").exists() and (found := find_differences(job.folder, configs, MAY_DIFFER_HERE)):
         raise BadInput(
             f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.name} there has "
             f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
@@ -222,7 +223,7 @@ def begun_once(job: Job, corpus: data.Corpus) -> Job:
     """A job whose run is replaced here, if it is to be: the job may start several times, and must go on then."""
     if not job.run.overwrite:
         return job
-    configs = {"data": job.data, "model": train.with_vocabulary(job.model, corpus), "run": job.run}
+    configs = {"data": job.data, "model": fit_vocabulary(job.model, corpus), "run": job.run}
     RunFolder(job.folder, configs, overwrite=True).close()
     return replace(job, run=replace(job.run, overwrite=False))
 

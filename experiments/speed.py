@@ -44,6 +44,7 @@ from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.provenance import commit, versions
 from harness.ranges import explain
+from harness.run_options import fit_vocabulary, make_run_parser, parse_run
 from harness.sampling import compile_for_sampling, sample, store_by_columns
 from harness.scoring import score
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
@@ -250,10 +251,10 @@ def train_for(
 
 def bench_trainer(asked: Any) -> Cases:
     """Bits per byte of the validation split after equal times of training, ours and the Trainer's."""
-    _, texts, shape, config = train.parse(TRAINER_FLAGS, train.make_parser("experiments.speed", ""))
+    _, texts, shape, config = parse_run(TRAINER_FLAGS, make_run_parser("experiments.speed", "", train.RunConfig))
     config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
     corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
-    shape = train.with_vocabulary(shape, corpus)
+    shape = fit_vocabulary(shape, corpus)
     precision, autocast = devices.pick_precision(config.precision, CPU)
     with tempfile.TemporaryDirectory() as name:
 

@@ -53,7 +53,7 @@ from harness.messages import BadInput
 from harness.processes import ALONE, World, whole
 from harness.ranges import read_section
 from harness.rotation import as_longrope
-from harness.runs import how_far, read_metrics, read_result, weights_sha256
+from harness.runs import describe_progress, read_metrics, read_result, weights_sha256
 from model import Transformer
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
@@ -81,7 +81,7 @@ def is_aside(path: Path) -> bool:
     return re.fullmatch(rf"\.({'|'.join(map(re.escape, (*FILES, 'config.yaml')))})\.\d+", path.name) is not None
 
 
-def verified(path: Path) -> dict[str, Any] | None:
+def verify_finished(path: Path) -> dict[str, Any] | None:
     """What a finished run's result.json says, once its checkpoints and weights are found whole.
 
     Returns:
@@ -110,7 +110,7 @@ def verified(path: Path) -> dict[str, Any] | None:
     return result
 
 
-def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
+def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
     """What sets a run that was begun apart from one that is asked for: `run.steps 4, not 5` for each such option.
 
     Args:
@@ -146,7 +146,7 @@ def other_values(path: Path, configs: dict[str, Any], may_differ: dict[str, set[
 def refuse_other_config(path: Path, configs: dict[str, Any]) -> None:
     """Raise BadInput if a run to be resumed was begun with a config that gives another result."""
     refuse_other_things(path)
-    if (path / "config.yaml").exists() and (found := other_values(path, configs)):
+    if (path / "config.yaml").exists() and (found := find_differences(path, configs)):
         more = (
             f"; more steps are a new run, --run.init_from {path}" if any("run.steps" in each for each in found) else ""
         )
@@ -372,6 +372,6 @@ def refuse_taken(path: Path, overwrite: bool, resume: bool = False) -> None:
     refuse_other_things(path)
     if (path / "config.yaml").exists() and not overwrite and not resume:
         raise BadInput(
-            f"--run.out {path} already holds a run ({how_far(path)}): choose another --run.name, go on with "
+            f"--run.out {path} already holds a run ({describe_progress(path)}): choose another --run.name, go on with "
             f"--run.resume true, or replace it with --run.overwrite true"
         )

@@ -14,7 +14,7 @@ from harness.messages import BadInput, nearest
 from harness.ranges import explain
 
 
-def in_words(kind: str) -> str:
+def describe_type(kind: str) -> str:
     """What to say of a type as jsonargparse spells it: `<class 'int'>` is an int, a whole number."""
     if "Literal" in kind:
         choices = re.findall(r"'([^']*)'", kind)
@@ -29,6 +29,11 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # a short form would change its meaning with each option
+        self.sections: dict[str, type] = {}  # the class behind each section of options
+
+    def add_class_arguments(self, theclass: type, nested_key: str, **kwargs: Any) -> Any:
+        self.sections[nested_key] = theclass
+        return super().add_class_arguments(theclass, nested_key, **kwargs)
 
     def known_names(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -44,7 +49,7 @@ class Parser(ArgumentParser):
 
     def explain(self, error: ValueError) -> str:
         """What is wrong with a value, in a line that begins with its flag and ends with the nearest right name."""
-        line = explain(error)
+        line = explain(error, *self.sections.values())
         name = line.split()[0]
         full = (known.lstrip("-") for known in self.known_names() if known[2:] == name or known.endswith(f".{name}"))
         if wrong := re.match(r"\S+ '(.*?)' is none of (.*)", line):
@@ -60,7 +65,7 @@ class Parser(ArgumentParser):
             r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
         ):
             kinds = re.split(r", (?![^\[]*\])", wrong[2])  # at commas, but those of a Literal's own
-            line = f"--{wrong[1]} {wrong[3]}: expected {' or '.join(map(in_words, kinds))}"
+            line = f"--{wrong[1]} {wrong[3]}: expected {' or '.join(map(describe_type, kinds))}"
         elif wrong := re.match(r'Parser key "([\w.]+)": Unable to load config (.*?) - ', line):
             line = (
                 f"--{wrong[1]} {wrong[2]}: expected a YAML file or a mapping; or give options, --{wrong[1]}.NAME VALUE"
@@ -70,7 +75,7 @@ class Parser(ArgumentParser):
         ):
             name, kind, value = wrong.groups()
             choices = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
-            line = f"--{name} {value}: expected {in_words(kind)}{nearest(value, choices)}"
+            line = f"--{name} {value}: expected {describe_type(kind)}{nearest(value, choices)}"
         elif wrong := re.match(r'Parser key "config": (.*)', line):
             line = f"--config: {wrong[1]}"
         elif line.startswith("Problems parsing config"):

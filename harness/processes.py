@@ -217,7 +217,7 @@ def torchruns_own(given: list[str]) -> list[int]:
 
 
 @contextlib.contextmanager
-def begin() -> Iterator[World]:
+def meet_processes() -> Iterator[World]:
     """Meet the processes that torchrun has started, if it was torchrun; ranks but 0 are silent meanwhile.
 
     Raises:

@@ -5,27 +5,31 @@ Option classes (RopeConfig, ModelConfig, ...) are pydantic dataclasses: each fie
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
-BOUNDS = {  # a kind of breach -> what a value must be
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "finite_number": "finite",
+STRICT = ConfigDict(strict=True, extra="forbid")  # of every option class
+AT_LEAST_1 = Field(ge=1)
+KINDS = {  # what pydantic calls a value of a wrong kind -> what it must be
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
     "list_type": "a list",
 }
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def explain(error: ValueError | TypeError) -> str:
-    """What is wrong, in a line that begins with the option's name: `rope.base 1 must be above 1`."""
+def explain(error: ValueError | TypeError, *classes: type) -> str:
+    """What is wrong, in a line that begins with the option's name: `rope.base 1 must be above 1`.
+
+    Args:
+        error: what an option class raised.
+        classes: those among which it is, itself or as a field: then the line has the whole range.
+    """
     if not isinstance(error, ValidationError):
         return str(error)
     section = error.title.removesuffix("Config").removesuffix("Options").lower()
@@ -40,12 +44,39 @@ def explain(error: ValueError | TypeError) -> str:
     if kind == "unexpected_keyword_argument":
         return f"{name} is not an option"
     shown = f"{value:g}" if isinstance(value, float) else repr(value) if isinstance(value, str) else value
+    declared = find_bounds(classes, error.title, str(first["loc"][0])) if len(first["loc"]) == 1 else {}
+    bounds = declared or {bound: at for bound, at in context.items() if bound in BOUNDS}
+    wanted = " and ".join(f"{word} {spell(bounds[bound])}" for bound, word in BOUNDS.items() if bound in bounds)
     if value != value:
-        return f"{name} {shown} must be a number"
-    if kind not in BOUNDS:
+        return f"{name} {shown} must be a number {wanted}".rstrip()
+    if kind == "finite_number":
+        return f"{name} {shown} must be {wanted}{' and ' * bool(wanted)}finite"
+    if kind not in KINDS and not wanted:
         return f"{name} {shown}: {first['msg']}"
-    bounds = {bound: f"{at:g}" if isinstance(at, float) else f"{at:,}" for bound, at in context.items()}
-    return f"{name} {shown} must be {BOUNDS[kind].format(**bounds)}"
+    return f"{name} {shown} must be {KINDS.get(kind) or wanted}"
+
+
+def find_bounds(classes: Iterable[Any], title: str, name: str) -> dict[str, float]:
+    """The declared bounds of a field of the class with this title: one of these, or one of their fields' classes."""
+    for option_class in classes:
+        fields = getattr(option_class, "__pydantic_fields__", {})
+        if option_class.__name__ == title and name in fields:
+            rules = fields[name].metadata
+            return {bound: getattr(rule, bound) for rule in rules for bound in BOUNDS if hasattr(rule, bound)}
+        inner = [field.annotation for field in fields.values() if hasattr(field.annotation, "__pydantic_fields__")]
+        if found := find_bounds(inner, title, name):
+            return found
+    return {}
+
+
+def spell(bound: float) -> str:
+    """A bound in words: 10^12, 2^63, 1,024, 0.5."""
+    if isinstance(bound, float):
+        return f"{bound:g}"
+    power = len(str(bound)) - 1
+    if bound >= 10**9 and bound == 10**power:
+        return f"10^{power}"
+    return f"2^{bound.bit_length() - 1}" if bound >= 10**9 and not bound & (bound - 1) else f"{bound:,}"
 
 
 def read_section(made: type[T], section: dict[str, Any]) -> T:

@@ -49,7 +49,7 @@ def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]
                     yield event
 
 
-def how_far(path: Path) -> str:
+def describe_progress(path: Path) -> str:
     """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
     result = read_result(path)
     status = result.get("status", "unfinished")
@@ -91,7 +91,8 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
             f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
         )
     if not (path / "model.safetensors").is_file():
-        raise BadInput(f"{path} has no weights: its run is {how_far(path)}; go on with train.py --run.resume true")
+        how_far = describe_progress(path)
+        raise BadInput(f"{path} has no weights: its run is {how_far}; go on with train.py --run.resume true")
     file = "config.yaml"
     try:
         sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))

@@ -3,8 +3,8 @@
     python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4 \\
         --run.steps 100
 
-train.py reads such a command line with the old run's config lying under files and flags (`under`), refuses what the old
-weights were not trained for, and puts them into the new model (`start_from`).
+The old run's options become the defaults of such a command line (`defaults_from`). What the old weights were not
+trained for is refused, and they are put into the new model (`start_from`).
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def load_start(path: str | Path) -> FinishedRun:
         raise BadInput(f"--run.init_from {error}") from error
 
 
-def under(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
+def defaults_from(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
     """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from.
 
     Args:
@@ -82,7 +82,7 @@ def under(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str
     return values
 
 
-def tuned_name(old: FinishedRun, config: ModelConfig) -> str:
+def name_tuned_run(old: FinishedRun, config: ModelConfig) -> str:
     """A name for a tuned run that says what is new about it, and is never the old one."""
     rope = config.options if isinstance(config.options, RopeConfig) else RopeConfig()
     parts = [old.settings["name"], str(config.seq_len)]

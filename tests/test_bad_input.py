@@ -26,6 +26,7 @@ import evaluate
 import generate
 import train
 from harness.messages import BadInput
+from harness.run_options import make_run_parser, parse_run
 
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},
@@ -89,12 +90,12 @@ train | --run.learning_rate inf              | --run.learning_rate; inf
 train | --run.learning_rate 1e400            | --run.learning_rate; inf
 train | --run.learning_rate .nan             | --run.learning_rate; nan
 train | --run.learning_rate .inf             | --run.learning_rate; inf
-train | --run.final_rate -1                  | --run.final_rate -1; between 0 and 1
-train | --run.final_rate .nan                | --run.final_rate nan; between 0 and 1
-train | --run.warmup 2                       | --run.warmup 2; between 0 and 1
-train | --run.warmup .nan                    | --run.warmup nan; between 0 and 1
-train | --run.beta1 1                        | --run.beta1 1; between 0 and 1
-train | --run.beta2 -0.5                     | --run.beta2 -0.5; between 0 and 1
+train | --run.final_rate -1                  | --run.final_rate -1; at least 0 and at most 1
+train | --run.final_rate .nan                | --run.final_rate nan; at least 0 and at most 1
+train | --run.warmup 2                       | --run.warmup 2; at least 0 and at most 1
+train | --run.warmup .nan                    | --run.warmup nan; at least 0 and at most 1
+train | --run.beta1 1                        | --run.beta1 1; at least 0 and below 1
+train | --run.beta2 -0.5                     | --run.beta2 -0.5; at least 0 and below 1
 train | --run.weight_decay -1                | --run.weight_decay -1; at least 0
 train | --run.weight_decay .nan              | --run.weight_decay nan; at least 0
 train | --run.grad_clip 0                    | --run.grad_clip 0; above 0
@@ -371,7 +372,7 @@ train | --model.n_layer 1000000000000        | --model.n_layer 1000000000000; at
 train | --model.d_ff 10000000000             | --model.d_ff 10000000000; at most 1,000,000
 train | --model.vocab_size 100000000000      | --model.vocab_size 100000000000; at most 1,000,000
 train | --run.batch_size 1000000000000       | --run.batch_size 1000000000000; GB of memory; choose smaller ones
-train | --run.embedding_rate 1e30            | --run.embedding_rate 1e+30; at most 1000
+train | --run.embedding_rate 1e30            | --run.embedding_rate 1e+30; at most 1,000
 train | --run.embedding_rate 0               | --run.embedding_rate 0; above 0
 train | --model.init_std 1e30                | --model.init_std 1e+30; at most 100
 train | --model.norm_eps 1e-320              | --model.norm_eps; at least 1e-12
@@ -565,8 +566,9 @@ def test_the_table_is_read_whole():
 
 
 def test_more_threads_than_a_machine_can_start_are_bad_input():
-    with pytest.raises(ValueError, match=r"run\.threads 1000000"):
-        train.RunConfig(threads=1_000_000)  # not tried: PyTorch would end the process
+    flags = ["--run.threads", "1000000"]  # only read: PyTorch would end the process
+    with pytest.raises(BadInput, match=r"--run\.threads 1000000 must be at least 1 and at most 1,024"):
+        parse_run(flags, make_run_parser("train.py", "", train.RunConfig))
 
 
 def test_schemes_that_do_not_rotate_may_have_odd_heads_in_a_comparison(small, tmp_path):
@@ -579,8 +581,8 @@ def test_schemes_that_do_not_rotate_may_have_odd_heads_in_a_comparison(small, tm
 
 def test_an_empty_config_file_changes_nothing(small, tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    parser = train.make_parser("train.py", "")
-    assert train.parse([*small, "--config", str(tmp_path / "empty.yaml")], parser)[1:] == train.parse(small, parser)[1:]
+    parser = make_run_parser("train.py", "", train.RunConfig)
+    assert parse_run([*small, "--config", str(tmp_path / "empty.yaml")], parser)[1:] == parse_run(small, parser)[1:]
 
 
 # script | flags, with the environment before them | shell around it | what the line must say

@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 import data
 import train
 from experiments import cost
+from harness.run_options import make_run_parser, parse_run
 from harness.timing import Taken
 from harness.workloads import training_flops
 from model import ModelConfig, Transformer
@@ -104,12 +106,12 @@ def test_the_page_is_the_one_made_from_the_committed_figures():
 
 def preset(name: str) -> tuple[data.DataConfig, ModelConfig, train.RunConfig]:
     path = str(REPOSITORY / "configs" / f"{name}.yaml")
-    return train.parse(["--config", path], train.make_parser("train.py", ""))[1:]
+    return parse_run(["--config", path], make_run_parser("train.py", "", train.RunConfig))[1:]
 
 
 def test_the_gpu_preset_is_124m_parameters_on_fineweb_edu_compiled_in_bf16():
     texts, shape, run_ = preset("gpu")
-    config = train.replace(shape, vocab_size=texts.vocab_size)
+    config = replace(shape, vocab_size=texts.vocab_size)
     assert (texts.corpus, texts.vocab_size) == ("HuggingFaceFW/fineweb-edu", cost.GPT2_ENTRIES)
     assert 123e6 < cost.parameters(config) < 125e6
     assert config == cost.GPU  # what the page of costs speaks of
@@ -120,7 +122,7 @@ def test_the_gpu_preset_is_124m_parameters_on_fineweb_edu_compiled_in_bf16():
 def test_the_laptop_preset_needs_neither_network_nor_bf16_nor_a_compiler():
     texts, shape, run_ = preset("laptop")
     assert (texts.corpus, run_.precision, run_.compile) == ("kjv", "fp32", False)
-    assert cost.parameters(train.replace(shape, vocab_size=texts.vocab_size)) < 10e6
+    assert cost.parameters(replace(shape, vocab_size=texts.vocab_size)) < 10e6
 
 
 @pytest.mark.parametrize("name", ["gpu", "laptop"])

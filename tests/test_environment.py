@@ -15,7 +15,7 @@ import pytest
 import evaluate
 import generate
 import train
-from harness import messages, processes, runs
+from harness import messages, processes, progress, runs
 from harness.messages import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def unheard(monkeypatch):
     """Let a broken pipe be, where the test's own output goes."""
     monkeypatch.setattr(messages, "silence", lambda: None)
-    monkeypatch.setattr(train, "silence", lambda: None)
+    monkeypatch.setattr("harness.run.silence", lambda: None)
 
 
 def fresh(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -72,7 +72,7 @@ def test_a_run_whose_output_is_closed_says_so_and_not_that_the_disk_is_full(
 
     argv = [*small, "--run.out", str(tmp_path / "run")]
     with monkeypatch.context() as patched:
-        patched.setattr(train, "plan", plan)
+        patched.setattr(progress, "describe_plan", plan)
         outcome = at_the_shell(train.main, argv)
     assert outcome.code == 3
     assert "whoever read the output has closed it" in outcome.err
@@ -163,7 +163,7 @@ def test_variables_that_torchrun_would_not_set_so_are_refused(monkeypatch, varia
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match=r"RANK=.* are not torchrun's.*unset RANK"), processes.begin():
+    with pytest.raises(BadInput, match=r"RANK=.* are not torchrun's.*unset RANK"), processes.meet_processes():
         pass
 
 

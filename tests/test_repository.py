@@ -28,6 +28,7 @@ import train
 from experiments import publish, speed, sweeps
 from harness import devices, pages
 from harness.messages import BadInput
+from harness.run_options import make_run_parser, parse_run
 from positions import SCHEMES
 
 REPOSITORY = Path(train.__file__).parent
@@ -59,7 +60,7 @@ def test_every_config_file_loads_and_changes_what_it_states_and_nothing_else(pat
     for section, values in stated.items():
         expected[section].update(values)
     assert printed("--config", str(path)) == expected
-    asked, *_ = train.parse(["--config", str(path)], train.make_parser("train.py", ""))
+    asked, *_ = parse_run(["--config", str(path)], make_run_parser("train.py", "", train.RunConfig))
     assert asked.run.out is None
 
 
@@ -231,7 +232,7 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> data.DataConfig |
         patch.setattr(data, "load", stop)
         patch.setattr(generate, "load_finished_run", stop)
         patch.setattr(evaluate, "load_finished_run", stop)
-        patch.setattr(train, "pick_device", lambda asked: torch.device("cpu"))
+        patch.setattr(devices, "pick_device", lambda asked: torch.device("cpu"))
         patch.setattr(devices, "bf16_is_native", lambda device: True)
         patch.setattr(shutil, "which", lambda program: program)  # a cluster's, say
         with pytest.raises(Reached) as reached:

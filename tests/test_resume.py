@@ -30,10 +30,11 @@ from strikes import events, outcome
 
 import compare
 import train
-from harness import checkpoints, devices, files, signals
+from harness import checkpoints, devices, files, progress, signals
 from harness.checkpoints import last_whole, read_checkpoint, steps_saved
 from harness.folder import RunFolder
 from harness.messages import BadInput, RunFailed
+from harness.run import Run
 from harness.scoring import Score
 from model import ModelConfig, Transformer
 
@@ -252,7 +253,7 @@ def test_a_checkpoint_holds_weights_optimiser_config_and_sums_by_plain_names(sto
 def looks(monkeypatch, *losses: float) -> None:
     """What the looks at the validation split find, one after the other."""
     found = iter(losses)
-    monkeypatch.setattr(train, "score", lambda *_: Score(next(found, 9.0), 1, 1))
+    monkeypatch.setattr("harness.run.score", lambda *_: Score(next(found, 9.0), 1, 1))
 
 
 def test_the_best_the_last_and_the_one_before_are_kept(small, tmp_path, monkeypatch):
@@ -409,7 +410,7 @@ def saved_twice(path: Path, break_second: Callable[[], None]) -> None:
     """Two checkpoints of a tiny model, by hand; something breaks before the second."""
     config = ModelConfig(vocab_size=9, d_model=4, n_layer=1, n_head=1, seq_len=4)
     model = Transformer(config)
-    optimizer = train.make_optimizer(model, train.RunConfig(), torch.device("cpu"))
+    optimizer = train.make_optimizer(model, train.RunConfig())
     folder = RunFolder(path, {"model": config, "run": train.RunConfig()}, overwrite=False)
     try:
         for step in (1, 2):
@@ -535,7 +536,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(small, mi
 
 
 def test_another_rule_for_first_values_is_refused(small, mine, monkeypatch):
-    monkeypatch.setattr(train, "shared_sha256", lambda model: "another")
+    monkeypatch.setattr("harness.run.shared_sha256", lambda model: "another")
     with pytest.raises(BadInput, match=r"begun with shared_init_sha256 .*, not another"):
         run(small, mine, *RESUME)
 
@@ -659,7 +660,7 @@ def test_a_stop_that_reaches_a_run_of_a_comparison_twice_is_one(small, tmp_path,
 
 def test_a_stop_outside_the_steps_stops_at_once(small, tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train, "plan", lambda *_: send(signal.SIGINT)())
+        patch.setattr(progress, "describe_plan", lambda *_: send(signal.SIGINT)())
         with pytest.raises(KeyboardInterrupt):
             run(small, tmp_path / "run")
     assert result(tmp_path / "run")["status"] == "interrupted"
@@ -772,17 +773,17 @@ def test_a_second_writer_is_refused_in_one_line(small, mine, at_the_shell, flags
 
 def spoil(monkeypatch, step: int, value: float = math.nan) -> None:
     """A step's loss becomes another, and all of its gradient infinite."""
-    here, real = [False], train.gradients
+    here, add, norm = [False], Run.sum, train.get_total_norm
     at_step(monkeypatch, step, lambda: here.__setitem__(0, True))
 
-    def gradients(model, *args):
-        loss, spoiled = real(model, *args), here[0]
+    def get_total_norm(gradients):
+        for gradient in gradients if here[0] else ():
+            gradient.fill_(math.inf)
         here[0] = False
-        for parameter in model.parameters() if spoiled else ():
-            parameter.grad.fill_(math.inf)
-        return value if spoiled else loss
+        return norm(gradients)
 
-    monkeypatch.setattr(train, "gradients", gradients)
+    monkeypatch.setattr(Run, "sum", lambda self, loss: value if here[0] else add(self, loss))
+    monkeypatch.setattr(train, "get_total_norm", get_total_norm)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2.5], ids=["nan", "infinite", "only the gradient"])

@@ -25,6 +25,7 @@ from harness import scoring, tuning
 from harness.messages import BadInput
 from harness.provenance import shared_sha256
 from harness.rotation import NO_LEARNED_FACTORS, as_longrope
+from harness.run_options import make_run_parser, parse_run
 from harness.runs import load_finished_run
 from harness.tuning import extend_table
 from model import ModelConfig, Transformer
@@ -36,7 +37,7 @@ LISTS = {"short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 2.0, 3.0, 8.
 
 
 def parsed(*flags: str) -> tuple[data.DataConfig, ModelConfig, RunConfig]:
-    return train.parse(list(flags), train.make_parser("train.py", ""))[1:]
+    return parse_run(list(flags), make_run_parser("train.py", "", train.RunConfig))[1:]
 
 
 def tuned(old: Path, out: Path, *flags: str) -> Path:
@@ -378,7 +379,7 @@ def test_cached_equals_full_with_learned_factors(scaling):
 
 def test_weight_decay_does_not_pull_on_the_factors():
     model = shaken(model_of())
-    optimizer = train.make_optimizer(model, RunConfig(learning_rate=0.1, weight_decay=0.5), torch.device("cpu"))
+    optimizer = train.make_optimizer(model, RunConfig(learning_rate=0.1, weight_decay=0.5))
     before = model.position.log_factor.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

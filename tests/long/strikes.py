@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ sys.path.insert(0, str(REPOSITORY))  # for a script in tests/
 
 import data  # noqa: E402
 import train  # noqa: E402
-from harness import files, folder, messages, preparing  # noqa: E402
+from harness import files, folder, messages, preparing, progress  # noqa: E402
 from harness.folder import RunFolder  # noqa: E402
+from harness.run import Run  # noqa: E402
+from harness.run_options import make_run_parser, parse_run  # noqa: E402
 
 SCHEMES = ("rope", "alibi", "t5", "learned")
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 7, 5
@@ -125,22 +127,39 @@ def note_phases(strike: Strike | None = None, at: str | None = None, moment: int
 
         setattr(owner, function, marked)
 
-    def look_of(setup: train.Setup, split: str, count: int | None = None) -> str:
+    def score_of(run: Run, split: str, count: int | None = None) -> str:
         return "evaluating" if count else "measuring at the end"
 
     def step_of(step: int, config: train.RunConfig) -> str:
         return "training" if step else "first step"
 
+    real_steps = Run.steps
+
+    def steps(run: Run) -> Iterator[int]:
+        before = SHARED[0]
+        enter("training")
+        yield from real_steps(run)
+        SHARED[0] = before
+
+    Run.steps = steps
+    real_steps = Run.steps
+
+    def steps(run: Run) -> Iterator[int]:
+        before = SHARED[0]
+        enter("training")
+        yield from real_steps(run)
+        SHARED[0] = before
+
+    Run.steps = steps
     mark(data, "load", lambda *_: "preparing data")
     mark(RunFolder, "__init__", lambda *_: "opening the folder")
     mark(RunFolder, "log", lambda *_, **__: "logging")
     mark(RunFolder, "checkpoint", lambda *_: "saving")
     mark(RunFolder, "save", lambda *_: "writing the weights")
     mark(RunFolder, "result", lambda *_, **__: "writing the result")
-    mark(train.Setup, "look", look_of)
-    mark(train, "fit", lambda *_: "training")
+    mark(Run, "score", score_of)
     mark(train, "learning_rate", step_of)
-    mark(train, "closing", lambda *_: "closing")
+    mark(progress, "describe_outcome", lambda *_: "closing")
 
 
 def watch_files(act: Callable[[int, str], None]) -> None:
@@ -283,7 +302,7 @@ def training(argv: list[str]) -> Callable[[list[str] | None], Any]:
     key = tuple(word for word in argv if word not in places.values())
     if key not in PARSED:
         flags = [*argv, "--run.out", "any", "--run.name", "any", "--data.cache", "any"]
-        PARSED[key] = train.parse(flags, train.make_parser("train.py", "a try"))[1:]
+        PARSED[key] = parse_run(flags, make_run_parser("train.py", "a try", train.RunConfig))[1:]
     data_config, model_config, config = PARSED[key]
     data_config = replace(data_config, cache=places["data.cache"])
     return lambda _: train.train(data_config, model_config, replace(config, out=places["run.out"]))

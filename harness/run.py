@@ -1,0 +1,352 @@
+"""A training run around its loop: all that keeps it honest, alive and visible, and is not the idea.
+
+train.py holds one object of the harness, a `Run`, in this order:
+
+    run = Run(data, model, run, world)       refuses what cannot be done, before any work
+    run.fit(corpus), run.place(model)        the model's vocabulary; its device, its part of several processes
+    with run.begin(optimizer):               the folder, the last checkpoint, curves, signals
+        for step in run.steps():             from where a stopped run was
+            ...                              run.micro_batches, run.autocast, run.model, run.sum
+            run.after(step, ...)             logs, evaluates, saves, obeys signals
+    run.result                               what result.json says
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Corpus, DataConfig
+from harness import devices, progress
+from harness.curves import Curves
+from harness.folder import RunFolder, refuse_other_config, refuse_taken, verify_finished
+from harness.messages import BadInput, RunFailed, silence
+from harness.processes import ALONE, World, assembled, reducing, whole
+from harness.provenance import chain_sha256, shared_sha256, versions
+from harness.run_options import RunOptions, fit_vocabulary
+from harness.runs import weights_sha256
+from harness.scoring import Score, score
+from harness.signals import Signals
+from harness.tasks import TaskCorpus, refuse_unknown_task
+from harness.tuning import load_start, refuse_other_tokenizer, start_from
+from model import ModelConfig, Transformer
+
+
+class Run:
+    """One training run, on one of its processes.
+
+    Args:
+        data_config: the corpus that is asked for.
+        model_config: the model that is asked for.
+        config: the section run, a train.RunConfig; its name and out are filled in.
+        world: the processes of the run.
+
+    Attributes:
+        result: what result.json says, once the run is finished; None until then.
+        model: what trains: the model itself, or the same one compiled or spread over several processes.
+        autocast: makes the context that gives a forward pass its precision.
+        state: how far the run got. It is saved in every checkpoint.
+
+    Raises:
+        BadInput: for what cannot be done; nothing is written then.
+    """
+
+    def __init__(
+        self, data_config: DataConfig, model_config: ModelConfig, config: RunOptions, world: World = ALONE
+    ) -> None:
+        self.config, self.world, self.together = config, world, world.together
+        self.configs = {"data": data_config, "model": model_config, "run": config}
+        self.old = world.together(load_start, config.init_from) if config.init_from else None
+        self.result = world.lead(self.find_finished)
+        if self.result is None:
+            self.device, self.precision, self.autocast = world.together(self.choose_device)
+
+    # ---- before the loop ---------------------------------------------------------------------------------------------
+
+    def find_finished(self) -> dict[str, Any] | None:
+        """What result.json says, if the run to resume is finished.
+
+        Raises:
+            BadInput: if the run folder is taken, or the run in it was begun with other options.
+        """
+        out = Path(self.config.out)
+        if self.old and out.resolve() == self.old.path.resolve():
+            raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
+        refuse_unknown_task(self.configs["data"].corpus)
+        for outer in out.absolute().parents:
+            if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
+                raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")
+        refuse_taken(out, self.config.overwrite, self.config.resume)
+        if not self.config.resume:
+            return None
+        refuse_other_config(out, self.configs)
+        return verify_finished(out)
+
+    def choose_device(self) -> tuple[torch.device, str, devices.Autocast]:
+        """The device of this process, and the precision there."""
+        config, world = self.config, self.world
+        if config.batch_size < world.size:
+            raise BadInput(
+                f"--run.batch_size {config.batch_size} is below the {world.size} processes, and each needs a row: "
+                "raise it, or start fewer"
+            )
+        if threads := world.threads(config.threads):
+            torch.set_num_threads(threads)
+        device = world.own(devices.pick_device(config.device))
+        if config.compile:
+            devices.refuse_without_compiler("--run.compile", device)
+        return device, *devices.pick_precision(config.precision, device)
+
+    def fit(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
+        """The config of a model that fits the corpus and this machine's memory."""
+        return self.together(self.fit_alone, corpus)
+
+    def fit_alone(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
+        """`fit`, on one process."""
+        if self.old:
+            refuse_other_tokenizer(self.old, corpus.tokenizer)
+        config, asked = self.config, self.configs["model"]
+        fitting = max(1, 2048 // asked.seq_len) if self.device.type == "cpu" else config.batch_size
+        self.corpus, self.rows = corpus, config.micro_batch_size or min(fitting, config.batch_size)
+        fitted = fit_vocabulary(asked, corpus)
+        shards = self.world.size if config.shard else 1
+        devices.refuse_too_large(fitted, config.batch_size, self.rows, self.device, shards)
+        return fitted
+
+    def place(self, model: Transformer) -> None:
+        """Give the model the weights that it starts from, its device, and its part of several processes."""
+        if self.old:
+            self.together(start_from, self.old, model, self.config.extend_learned)
+        self.bare = model.to(self.device)
+        self.configs["model"] = model.config  # which knows the vocabulary
+        self.facts = {
+            "data_sha256": self.corpus.sha256,
+            "precision": self.precision,
+            "shared_init_sha256": shared_sha256(model),
+        }
+        asked = {f"--{part}.{name}": v for part, each in self.configs.items() for name, v in asdict(each).items()}
+        self.world.refuse_unlike({**asked, **self.facts})
+        self.model = self.world.spread(model, self.device, self.config.shard, self.config.compile)
+
+    @contextmanager
+    def begin(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Take the folder, go on from its last checkpoint, and when the loop has ended write what came out.
+
+        Raises:
+            BadInput: if the folder cannot be had.
+            RunFailed: when the loss is no longer finite, or memory or space runs out; checkpoints and logs stay.
+            KeyboardInterrupt, SystemExit: when the run was told to stop; it has finished its step and saved.
+        """
+        config = self.config
+        self.folder = RunFolder(Path(config.out), self.configs, config.overwrite, config.resume, self.facts, self.world)
+        self.state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0}
+        self.state |= {"looked": 0.0, **self.facts}
+        if self.old:
+            self.state |= {"init_from": str(self.old.path), "init_from_sha256": weights_sha256(self.old.path)}
+        if self.folder.last:
+            self.state |= self.folder.last.state
+        self.optimizer, self.curves, self.status, self.signals = optimizer, None, "failed", Signals()
+        try:
+            self.folder.result("running", **self.state, **self.ranks())
+            print(progress.describe_plan(self), flush=True)
+            everything = {name: asdict(part) for name, part in self.configs.items()}
+            mode = config.wandb if self.world.leads else "disabled"
+            self.curves = Curves(mode, self.folder.path, config.name, everything, self.state.get("wandb_id"))
+            self.state["wandb_id"] = self.curves.run_id
+            if self.folder.last:
+                self.folder.last.restore(self.bare, optimizer)
+                self.folder.last = None  # its memory is needed
+            yield
+            self.finish()
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            if self.curves is not None:
+                self.curves.finish(exit_code=int(self.status != "finished"))
+            self.folder.close()
+            self.signals.let_go()
+        if self.world.leads:
+            print(progress.describe_outcome(self), flush=True)
+
+    # ---- in the loop -------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, 0 .. steps - 1, with a progress bar. A signal to stop is obeyed between two."""
+        self.first, steps = self.state["step"], self.config.steps
+        self.began = time.perf_counter() - self.state["seconds"]
+        self.bar = tqdm(
+            range(self.first, steps), self.config.name, initial=self.first, total=steps, unit="step", disable=None
+        )
+        self.signals.between_steps = True
+        for step in self.bar:
+            self.step_began = time.perf_counter()
+            yield step
+        self.signals.between_steps = False
+        self.signals.leave(self.world.heard(self.signals)[0])
+
+    def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's rows of a batch, (B, T) each, in parts that go through the model at once, on its device.
+
+        Gradients are summed over processes in the backward pass of the last part.
+        """
+        rows = self.rows * max(1, len(inputs) // self.config.batch_size)  # more where a task's episodes are short
+        parts = self.world.parts(inputs, targets, rows)
+        for i, (x, y) in enumerate(parts, 1):
+            with reducing(self.model, now=i == len(parts)):
+                yield x.to(self.device), y.to(self.device)
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        return self.world.sum(value)[0]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """All of a tensor of which each process may hold a part."""
+        return whole(tensor)
+
+    def is_finite(self, step: int, loss: float, norm: float) -> bool:
+        """Whether a step's loss and gradient are finite: with --run.on_nan skip it is then passed over.
+
+        Raises:
+            RunFailed: if they are not, with --run.on_nan stop; the weights stay as they are.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            return True
+        if self.config.on_nan == "stop":
+            self.folder.log(step + 1, "train", loss=loss, grad_norm=norm)
+            self.world.end(RunFailed(progress.describe_bad_step(self, step, loss, norm)))
+        self.state["skipped"] += 1
+        tqdm.write(f"  step {step + 1:>5}  skipped: the loss is {loss:g} and the gradient's norm {norm:g}")
+        return False
+
+    def after(self, step: int, inputs: Tensor, targets: Tensor, **values: float) -> None:
+        """Log a step; when it is time, evaluate and save; stop if a signal has asked for that.
+
+        Args:
+            step: the one that was done, 0 .. steps - 1.
+            inputs: its batch, (B, T).
+            targets: the same, one token later.
+            values: what to log, its loss and grad_norm among them.
+        """
+        config, state, now = self.config, self.state, time.perf_counter()
+        state |= {"step": step + 1, "seconds": now - self.began}
+        state["batches_sha256"] = chain_sha256(state["batches_sha256"], inputs, targets)
+        scored = targets[targets != -100]  # (N,)
+        loss, bytes_scored = values["loss"], int(self.corpus.token_bytes[scored].sum())
+        self.log(
+            "train",
+            loss=loss,
+            bits_per_byte=Score(loss * len(scored), len(scored), bytes_scored).bits_per_byte,
+            **{name: value for name, value in values.items() if name != "loss"},
+            tokens_per_second=inputs.numel() / (now - self.step_began),
+            seconds=now - self.began,
+            **({} if math.isfinite(loss + values["grad_norm"]) else {"skipped": state["skipped"]}),
+        )
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        if step == self.first + 2:  # the first steps are slower
+            minutes, seconds = divmod(round((now - self.step_began) * (config.steps - step - 1)), 60)
+            tqdm.write(f"  step {step + 1:>5}  about {minutes} min {seconds} s to go")
+        last = step + 1 == config.steps
+        best = self.evaluate() if last or (step + 1) % config.eval_every == 0 else False
+        stop, save = self.world.heard(self.signals)
+        if best or last or save or stop or (step + 1) % config.save_every == 0:
+            self.signals.save = False
+            self.folder.checkpoint(self.bare, self.optimizer, state)
+        self.signals.leave(stop)
+
+    def log(self, split: str, **values: float) -> None:
+        """Log values of the last step, to metrics.jsonl and to W&B."""
+        self.folder.log(self.state["step"], split, **values)
+        self.curves.log(self.state["step"], split, **values)
+
+    def evaluate(self) -> bool:
+        """Score some windows of the validation split; whether no loss there was lower yet."""
+        began = time.perf_counter()
+        val = self.score("validation", self.config.eval_windows)
+        now = time.perf_counter()
+        self.state["looked"] += now - began
+        self.state["seconds"] = now - self.began
+        self.log("val", loss=val.loss, bits_per_byte=val.bits_per_byte, seconds=self.state["seconds"])
+        figures = progress.describe_figures(val.bits_per_byte, val.accuracy)
+        tqdm.write(f"  step {self.state['step']:>5}  validation loss {val.loss:.4f}, {figures}")
+        if best := val.loss < self.state.get("best", {"loss": math.inf})["loss"]:
+            self.state["best"] = {"step": self.state["step"], "loss": val.loss}
+        return best
+
+    def score(self, split: str, count: int | None = None) -> Score:
+        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training.
+
+        Each process scores its rows of every batch of windows.
+        """
+        self.model.eval()
+        # a sharded model as any function of tokens: a cache, which long windows would go through, cannot be sharded
+        model = (lambda tokens: self.model(tokens)) if self.config.shard else self.model
+        batches = self.corpus.windows(split, self.bare.config.seq_len, count)
+        windows = (part for batch in batches for part in self.world.parts(*batch, rows=len(batch[0])))
+        result = score(model, windows, self.corpus.token_bytes, self.device, self.autocast)
+        self.model.train()
+        nats, *counts = self.world.sum(result.nats, result.targets, result.bytes, result.right)
+        return Score(nats, *map(int, counts))
+
+    # ---- after the loop ----------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Score the whole validation and test splits, and write the weights and the result."""
+        seconds = time.perf_counter() - self.began
+        val, test = self.score("validation"), self.score("test")
+        if not math.isfinite(val.loss):
+            why = f"the validation loss is {val.loss:g} after the last step, {self.state['skipped']} steps were skipped"
+            self.world.end(RunFailed(why))
+        tokens = self.config.steps * self.config.batch_size * self.bare.config.seq_len
+        outcome = {
+            **self.state,
+            **self.ranks(),
+            "parameters": sum(p.numel() for p in self.bare.parameters()),
+            "position_parameters": sum(p.numel() for p in self.bare.position.parameters()),
+            "val_loss": val.loss,
+            "bits_per_byte": val.bits_per_byte,
+            **({"val_accuracy": val.accuracy} if isinstance(self.corpus, TaskCorpus) else {}),
+            "test_loss": test.loss,
+            "test_bits_per_byte": test.bits_per_byte,
+            "seconds": seconds,
+            "tokens_per_second": tokens / (seconds - self.state["looked"]),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        self.bare = assembled(self.bare)
+        outcome["weights_sha256"] = self.world.lead(self.folder.save, self.bare, self.corpus.tokenizer)
+        self.folder.result("finished", **outcome)
+        self.status, self.result = "finished", {"status": "finished", **outcome}
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Say in result.json how the run ended, and raise its error, in words where it is the machine's."""
+        saved = self.folder.saved
+        saved = f"the last whole checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.status = "interrupted"
+            how_far = f"interrupted at step {self.state['step']} of {self.config.steps}; {saved}"
+            tqdm.write(f"{how_far}: go on with --run.resume true", file=sys.stderr)
+        with suppress(OSError):  # a full disk is said once, below
+            self.folder.result(self.status, **self.state, why=" ".join(str(error).split()) or self.status)
+        if isinstance(error, BrokenPipeError):
+            silence()
+        if why := progress.describe_failure(self, error, saved):
+            raise RunFailed(why) from error
+        raise error
+
+    def ranks(self) -> dict[str, Any]:
+        """What result.json says of several processes: how many, and whose rows of a batch are whose.
+
+        Rows are counted from 0, from the first up to the one before the second number.
+        """
+        if self.world.size == 1:
+            return {}
+        return {"processes": self.world.size, "rows_by_rank": self.world.shares(self.config.batch_size)}

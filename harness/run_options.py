@@ -1,0 +1,151 @@
+"""What a training run can be told about where it lives and how, and how a command line becomes its three configs.
+
+python train.py --help run
+"""
+
+import sys
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from data import Corpus, DataConfig
+from harness.messages import BadInput
+from harness.options import ConfigFile, Parser
+from harness.ranges import AT_LEAST_1, STRICT
+from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_other_shape
+from model import ModelConfig
+from positions import SCHEMES
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunOptions:
+    """Where a run lives, what it shows and on what it computes. How it trains is train.RunConfig's, which adds to this.
+
+    Args:
+        out: the run folder; runs/<name> if not given.
+        name: the run's name; the scheme's if not given.
+        eval_every: steps between two evaluations on the validation split.
+        eval_windows: windows of seq_len tokens that an evaluation takes, always the same; the last one takes the whole
+            split.
+        save_every: steps between two checkpoints. There is one too after every evaluation that finds the lowest
+            validation loss yet, and after the last step. The last, the one before it and the best are kept.
+        on_nan: what happens at a step whose loss or gradient is infinite or not a number: stop ends the run, skip
+            leaves the weights as they were, counts the step and goes on.
+        precision: fp32, bf16 (autocast) or auto, which is bf16 where the hardware has it natively.
+        device: cuda, mps, cpu or auto, the first of them that is available.
+        threads: of PyTorch on the CPU, in each process. If not given, PyTorch's own choice; several processes that
+            torchrun started on one machine share its cores.
+        compile: whether torch.compile makes the model faster; it needs a C++ compiler and takes a minute.
+        shard: whether each of the processes that torchrun started keeps only its part of the weights and of the
+            optimiser's state (FSDP2), not all of it (DDP). The first values are still drawn whole on each.
+        wandb: Weights & Biases: offline, online or disabled.
+        overwrite: whether a run that is already in the folder is replaced.
+        resume: whether a run that is already in the folder goes on from its last whole checkpoint, from step 0 if there
+            is none. A finished run is only verified. All options must be those it began with, except out, name,
+            micro_batch_size, eval_every, save_every, on_nan, device, threads, compile, shard, wandb, model.attention
+            and data.cache: they change where it computes and what it shows, and its result by rounding at most, as
+            another number of processes does. More steps than planned are a new run: see init_from.
+        init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
+            options become the defaults, below config files and flags: its sections data and model, and of its section
+            run seed, batch_size, a third of learning_rate, embedding_rate, schedule, final_rate, warmup, weight_decay,
+            beta1, beta2, grad_clip, eval_windows and precision.
+            The length, the scheme's own options but a layout, and attention may change; the rest of the model must
+            not. If no original length is on record, the old run's length becomes it. The name, if not given, is the old
+            one with the length and scaling appended, rope-1024-yarn for example.
+        extend_learned: how a learned table grows when a tuned run is longer: repeat (the old table again and again),
+            interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
+            vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
+    """
+
+    out: str | None = None
+    name: str | None = None
+    eval_every: Annotated[int, AT_LEAST_1] = 100
+    eval_windows: Annotated[int, AT_LEAST_1] = 32
+    save_every: Annotated[int, AT_LEAST_1] = 400
+    on_nan: Literal["stop", "skip"] = "stop"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    threads: Annotated[int | None, Field(ge=1, le=1024)] = None
+    compile: bool = False
+    shard: bool = False
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    overwrite: bool = False
+    resume: bool = False
+    init_from: str | None = None
+    extend_learned: Literal["repeat", "interpolate", "new"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.out == "":
+            raise ValueError("run.out '' must name a folder")
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
+        if self.resume and self.overwrite:
+            raise ValueError("run.resume true and run.overwrite true: a run can go on or be replaced, choose one")
+        if self.init_from == "":
+            raise ValueError("run.init_from '' must name the folder of a finished run")
+        if self.extend_learned and not self.init_from:
+            raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
+
+
+def make_run_parser(prog: str, description: str, run_config: type[RunOptions]) -> Parser:
+    """A command line with every option of a run."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of values; may be given several times")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(run_config, "run")
+    return parser
+
+
+def parse_run(argv: list[str] | None, parser: Parser) -> tuple[Any, DataConfig, ModelConfig, Any]:
+    """What a command line asks for, checked: all of it, then its sections data, model and run, name and out filled in.
+
+    Raises:
+        BadInput: for whatever is wrong with it, by name.
+    """
+    given = parse_explicit(argv, parser)
+    folder = given.get("run.init_from")
+    old = load_start(folder) if folder else None
+    if old:
+        parser.set_defaults(defaults_from(old, given, parser.sections["run"]))
+    asked = parser.parse_args(argv)
+    if old:  # before the sections are made, whose own complaints would hide what is wrong
+        unset = {name: value for name, value in asdict(old.model_config).items() if asked.model[name] is None}
+        refuse_other_shape(old, vars(asked.model) | unset)
+        scheme = old.model_config.position
+        factor = getattr(asked.model.get(scheme), "factor", None)
+        if factor and asked.model.seq_len > old.model_config.seq_len and not given.get(f"model.{scheme}.factor"):
+            text = f"--model.{scheme}.factor {factor:g} is the old run's, for {old.model_config.seq_len} tokens"
+            warnings.warn(f"{text}, and --model.seq_len is {asked.model.seq_len}: give one", stacklevel=2)
+    try:
+        made = parser.instantiate(asked)
+    except ValueError as error:
+        raise BadInput(parser.explain(error)) from error
+    for name, scheme in SCHEMES.items():
+        if scheme.Options and name != made.model.position and getattr(made.model, name) != scheme.Options():
+            warnings.warn(f"--model.{name}.* means nothing to --model.position {made.model.position}", stacklevel=2)
+    name = made.run.name or (name_tuned_run(old, made.model) if old else made.model.position)
+    return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
+
+
+def parse_explicit(argv: list[str] | None, parser: Parser) -> Any:
+    """What files and flags give, without the defaults."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--print_config")]
+    return parser.parse_args(words, defaults=False)
+
+
+def fit_vocabulary(config: ModelConfig, corpus: Corpus) -> ModelConfig:
+    """The model's config with a row for every entry of the tokenizer.
+
+    Raises:
+        BadInput: if it asks for fewer rows.
+    """
+    if (config.vocab_size or corpus.vocab_size) < corpus.vocab_size:
+        raise BadInput(
+            f"--model.vocab_size {config.vocab_size} is below the tokenizer's {corpus.vocab_size} entries: leave it out"
+        )
+    return replace(config, vocab_size=config.vocab_size or corpus.vocab_size)
