@@ -32,7 +32,15 @@ from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, nearest, run
 from harness.provenance import commit, versions
-from harness.report import TRIALS, accuracy_table, draw, draw_accuracy, findings, on_tasks, report, table
+from harness.report import (
+    describe_findings,
+    draw_accuracies,
+    draw_curves,
+    format_accuracies,
+    format_losses,
+    format_report,
+    is_on_tasks,
+)
 from harness.retrieval import empty_rows, measure_accuracy
 from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
 from harness.runs import load_finished_run, read_result
@@ -40,9 +48,9 @@ from harness.scoring import measure_loss_by_length, score_targets
 from harness.tasks import TaskCorpus
 from positions import SCHEMES
 
-# A run in the folder, finished or not, stands for the one that is asked for if no more differs than a resumed run may
-# change. Two of these make it another run here: its curve has other points at another eval_every, and bf16 beside fp32
-# is more than a scheme apart.
+TRIALS = 200  # per task and length, at least
+# A run that is already in the folder is used if it differs only where a resumed run may, except in two options: another
+# eval_every gives its curve other points, and bf16 against fp32 is a difference beyond the scheme.
 MAY_DIFFER_HERE = {**MAY_DIFFER, "run": MAY_DIFFER["run"] - {"eval_every", "precision"}}
 
 
@@ -172,11 +180,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     summary = summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    draw(summary, out / "curves.png", out)
-    if on_tasks(summary):
-        draw_accuracy(summary, out / "accuracy.png")
-    write_whole(out / "report.md", report(summary))
-    print("\n" + "\n".join([*table(summary), "", *accuracy_table(summary), *findings(summary)]))
+    draw_curves(summary, out / "curves.png", out)
+    if is_on_tasks(summary):
+        draw_accuracies(summary, out / "accuracy.png")
+    write_whole(out / "report.md", format_report(summary))
+    print("\n" + "\n".join([*format_losses(summary), "", *format_accuracies(summary), *describe_findings(summary)]))
     print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
     return summary
 

@@ -26,7 +26,9 @@ def section(summary: dict[str, Any]) -> str:
         f"seed {seeds}, {runs[0]['precision']} on {machine['cores']} cores ({machine['cpu']}), PyTorch "
         f"{machine['torch']}, commit {(summary['commit'] or 'unknown')[:10]}."
     )
-    return "\n".join([made, "", *report.table(summary), "", *(f"- {line}" for line in report.findings(summary))])
+    return "\n".join(
+        [made, "", *report.format_losses(summary), "", *(f"- {line}" for line in report.describe_findings(summary))]
+    )
 
 
 def speed_section(content: dict[str, Any]) -> str:

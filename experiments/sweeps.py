@@ -43,7 +43,7 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         flags = ["--schemes", *schemes, *options, "--out", str(out / folder), *argv, *only_trained]
         summary = compare.main(flags)
         made.update({name: summary[name] for name in ("commit", "versions")})
-        made["settings"] = report.settings(summary["config"])
+        made["settings"] = report.select_settings(summary["config"])
         names = ("scheme", "seed", "steps", "val_loss", "bits_per_byte", "test_loss", "seconds")
         return [{name: one[name] for name in names} | varied for one in summary["runs"]]
 

@@ -1,4 +1,4 @@
-"""Tables, sentences, pictures and the report of a comparison, all made from its summary."""
+"""Tables, sentences, pictures and the report of a comparison, all made from its summary (summary.json)."""
 
 import json
 from dataclasses import asdict
@@ -14,20 +14,33 @@ from harness.tables import format_mean, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
 
-TRIALS = 200  # of a task, at least so many a cell
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
 
 
-def by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each scheme, best validation loss first."""
+def group_by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each scheme, in order of mean validation loss."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run_ in summary["runs"]:
         groups.setdefault(run_["scheme"], []).append(run_)
     return dict(sorted(groups.items(), key=lambda group: mean(r["val_loss"] for r in group[1])))
 
 
+def is_on_tasks(summary: dict[str, Any]) -> bool:
+    """Whether the comparison is on tasks instead of text."""
+    return summary["config"]["data"]["corpus"].startswith("task:")
+
+
+def select_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that two comparisons must share to be comparable: all but scheme, seed and rate."""
+    left_out = {"position", "seed", "learning_rate", "eval_windows"}
+    return {
+        section: {k: v for k, v in values.items() if k not in left_out | MAY_DIFFER[section]}
+        for section, values in config.items()
+    }
+
+
 def complete_model(section: dict[str, Any]) -> dict[str, Any]:
-    """A recorded section model under today's names; options that came later than the record are at their defaults."""
+    """A recorded model section under today's names, with defaults for options added since."""
     defaults = asdict(ModelConfig())
     return {
         name: defaults.get(name, {}) | value if isinstance(value, dict) else value
@@ -35,158 +48,129 @@ def complete_model(section: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Each scheme's best rate of the committed sweep, if that was made with this comparison's settings."""
+def read_best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Each scheme's best rate in the committed sweep, if the sweep had this comparison's settings."""
     if not BEST_RATES.exists():
         return {}
-    sweep, here = json.loads(BEST_RATES.read_text()), settings(summary["config"])
-    was = sweep["settings"] | {"model": complete_model(sweep["settings"]["model"])}
-    here["model"] = complete_model(here["model"])
+    sweep, ours = json.loads(BEST_RATES.read_text()), select_settings(summary["config"])
+    theirs = sweep["settings"] | {"model": complete_model(sweep["settings"]["model"])}
+    ours["model"] = complete_model(ours["model"])
     same = all(
-        here[section][name] == value
-        for section in here
-        for name, value in was[section].items()
-        if name in here[section]
+        ours[section][name] == value
+        for section in ours
+        for name, value in theirs[section].items()
+        if name in ours[section]
     )
     return sweep["best"] if same else {}
 
 
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What two comparisons must share for their figures to stand side by side: all but scheme, seed and rate."""
-    aside = {"position", "seed", "learning_rate", "eval_windows"}
-    return {
-        section: {k: v for k, v in values.items() if k not in aside | MAY_DIFFER[section]}
-        for section, values in config.items()
-    }
+# ---- tables and sentences --------------------------------------------------------------------------------------------
 
 
-def table(summary: dict[str, Any]) -> list[str]:
-    """The figures as a Markdown table."""
+def format_losses(summary: dict[str, Any]) -> list[str]:
+    """Losses and bits per byte by scheme as a Markdown table."""
     trained = summary["config"]["model"]["seq_len"]
     lengths = list(summary["runs"][0]["loss_by_length"])
-    best = best_rates(summary)
+    best = read_best_rates(summary)
     head = ["scheme", "bits per byte", "validation loss", "test loss", "added parameters"]
     head += ["bits per byte at its best rate"] * bool(best)
     head += [f"loss at {length}" + (" (trained)" if int(length) == trained else "") for length in lengths]
     rows = [head]
-    for scheme, runs in by_scheme(summary).items():
+    for scheme, runs in group_by_scheme(summary).items():
         row = [scheme, *(format_mean(r[name] for r in runs) for name in ("bits_per_byte", "val_loss", "test_loss"))]
         row.append(f"{runs[0]['position_parameters']:,}")
         if best:
-            row.append(
-                f"{best[scheme]['bits_per_byte']:.3f} ({best[scheme]['learning_rate']:g})" if scheme in best else ""
-            )
+            found = best.get(scheme)
+            row.append(f"{found['bits_per_byte']:.3f} ({found['learning_rate']:g})" if found else "")
         row += [format_mean(r["loss_by_length"][length] for r in runs) for length in lengths]
         rows.append(row)
     return markdown(rows)
 
 
-def on_tasks(summary: dict[str, Any]) -> bool:
-    """Whether the comparison is on tasks and not on text."""
-    return summary["config"]["data"]["corpus"].startswith("task:")
-
-
-def accuracy_table(summary: dict[str, Any]) -> list[str]:
-    """Accuracy by task, scheme and length as a Markdown table; nothing for a comparison on text."""
-    if not on_tasks(summary):
+def format_accuracies(summary: dict[str, Any]) -> list[str]:
+    """Accuracy by task, scheme and length as a Markdown table; empty for a comparison on text."""
+    if not is_on_tasks(summary):
         return []
     trained, by_length = summary["config"]["model"]["seq_len"], summary["runs"][0]["accuracy_by_length"]
     lengths = list(next(iter(by_length.values())))
     rows = [["task", "scheme", *(f"at {n}" + (" (trained)" if int(n) == trained else "") for n in lengths)]]
     for task in by_length:
-        for scheme, runs in by_scheme(summary).items():
+        for scheme, runs in group_by_scheme(summary).items():
             cells = [format_mean((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
             rows.append([task, scheme, *cells])
     return [*markdown(rows), ""]
 
 
-def task_findings(summary: dict[str, Any]) -> list[str]:
-    """What the accuracies say, a sentence a task."""
+def describe_accuracies(summary: dict[str, Any]) -> list[str]:
+    """What the accuracies show, one sentence per task."""
     trained, by_length = str(summary["config"]["model"]["seq_len"]), summary["runs"][0]["accuracy_by_length"]
     lines = []
     for task, lengths in by_length.items():
         far, parts = list(lengths)[-1], []
-        for scheme, runs in by_scheme(summary).items():
-            inside, outside = (format_mean((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
-            parts.append(f"{scheme} {inside}, {outside}")
-        lines.append(f"{task}, whole answers right at {trained} and at {far} tokens: {'; '.join(parts)}.")
+        for scheme, runs in group_by_scheme(summary).items():
+            near, at_far = (format_mean((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
+            parts.append(f"{scheme} {near} and {at_far}")
+        lines.append(f"{task}, share of entirely right answers at {trained} and at {far} tokens: {'; '.join(parts)}.")
     return lines
 
 
-def findings(summary: dict[str, Any]) -> list[str]:
-    """What the figures say, in sentences."""
-    if on_tasks(summary):
-        return task_findings(summary)
-    groups, trained = by_scheme(summary), summary["config"]["model"]["seq_len"]
-    lengths = list(summary["runs"][0]["loss_by_length"])
+def describe_findings(summary: dict[str, Any]) -> list[str]:
+    """What the figures show, in sentences."""
+    if is_on_tasks(summary):
+        return describe_accuracies(summary)
+    groups, trained = group_by_scheme(summary), summary["config"]["model"]["seq_len"]
     order = ", ".join(f"{scheme} {format_mean(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
-    far = lengths[-1]
-    long_enough = any(r["loss_by_length"][far] is not None for r in summary["runs"])  # the text, for this length
+    far = list(summary["runs"][0]["loss_by_length"])[-1]
+    text_reaches = any(r["loss_by_length"][far] is not None for r in summary["runs"])
     for scheme, runs in groups.items() if int(far) > trained else ():
-        change = [
-            r["loss_by_length"][far] and r["loss_by_length"][far] - r["loss_by_length"][str(trained)] for r in runs
-        ]
-        if None in change:
-            lines.append(
-                f"{scheme} has no loss at {far}: "
-                + (f"its positions end at {trained}." if long_enough else "the validation text is too short.")
-            )
+        losses = [r["loss_by_length"] for r in runs]
+        if any(loss[far] is None for loss in losses):
+            why = f"its positions end at {trained}" if text_reaches else "the validation text is too short"
+            lines.append(f"{scheme} has no loss at {far}: {why}.")
             continue
+        change = [loss[far] - loss[str(trained)] for loss in losses]
         middle, _ = interval(change)
         verdict = "holds" if abs(middle) < 0.02 else "loses" if middle > 0 else "gains"
         lines.append(
-            f"{scheme} {verdict} from {trained} to {far} tokens of context: {format_mean(change)} nats a token."
+            f"{scheme} {verdict} from {trained} to {far} tokens of context: {format_mean(change)} nats per token."
         )
     return lines
 
 
-def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
-    """Two pictures: validation loss against steps, and loss on the same targets against the length of context."""
-    plt = plotting()
-    trained = summary["config"]["model"]["seq_len"]
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw_curves(summary: dict[str, Any], path: Path, out: Path) -> None:
+    """Two panels: validation loss against steps, and loss on the same targets against context length."""
+    plt, trained = plotting(), summary["config"]["model"]["seq_len"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for scheme, runs in by_scheme(summary).items():
-        color, dash, marker, name = (getattr(SCHEMES[scheme], part) for part in ("color", "dash", "marker", "label"))
-        look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.6, "label": name}
+    for scheme, runs in group_by_scheme(summary).items():
         curves: dict[int, list[float]] = {}
+        lengths: dict[int, list[float]] = {}
         for run_ in runs:
             for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
                 if event["split"] == "val" and event["loss"] is not None:
                     curves.setdefault(event["step"], []).append(event["loss"])
-        lengths: dict[int, list[float]] = {}
-        for run_ in runs:
             for length, loss in run_["loss_by_length"].items():
                 if loss is not None:
                     lengths.setdefault(int(length), []).append(loss)
         for axis, points in ((left, curves), (right, lengths)):
-            middles, halves = zip(*(interval(values) for values in points.values()), strict=True)
-            axis.plot(list(points), middles, **look)
-            if None not in halves:
-                low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
-                axis.fill_between(list(points), low, high, color=color, alpha=0.15, linewidth=0)
+            draw_band(axis, points, SCHEMES[scheme])
     seeds, windows = len({run_["seed"] for run_ in summary["runs"]}), summary["config"]["run"]["eval_windows"]
     over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
     left.set(xlabel="steps", ylabel=f"validation loss on {windows} windows, nats per token", title=f"Learning ({over})")
     right.axvline(trained, color="black", linewidth=0.8, linestyle=":")
-    right.annotate(
-        f"trained length {trained}",
-        (trained, 0.98),
-        xycoords=("data", "axes fraction"),
-        ha="right",
-        va="top",
-        rotation=90,
-        fontsize=8,
-        xytext=(-3, 0),
-        textcoords="offset points",
-    )
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (-3, 0), "textcoords": "offset points"}
+    style = {"ha": "right", "va": "top", "rotation": 90, "fontsize": 8}
+    right.annotate(f"trained length {trained}", (trained, 0.98), **place, **style)
     right.set_xscale("log", base=2)
     ticks = [int(length) for length in summary["runs"][0]["loss_by_length"]]
     right.set_xticks(ticks, [str(tick) for tick in ticks])
-    scored, title = (
-        ("answers", "Other lengths") if on_tasks(summary) else ("the same last tokens", "Same targets, other lengths")
-    )
-    right.set(xlabel="tokens of context", ylabel=f"loss on {scored}, nats", title=title)
+    what, title = "the same last tokens", "Same targets, other lengths"
+    if is_on_tasks(summary):
+        what, title = "answers", "Other lengths"
+    right.set(xlabel="tokens of context", ylabel=f"loss on {what}, nats", title=title)
     for axis in (left, right):
         frame_lines(axis)
         axis.grid(alpha=0.25)
@@ -195,12 +179,22 @@ def draw(summary: dict[str, Any], path: Path, out: Path) -> None:
     plt.close(figure)
 
 
-def draw_accuracy(summary: dict[str, Any], path: Path) -> None:
-    """Heat maps, one a task: accuracy by scheme and length, means over seeds."""
+def draw_band(axis: Any, points: dict[int, list[float]], scheme: Any) -> None:
+    """The mean at each point as a line in the scheme's look, and its interval as a band."""
+    middles, halves = zip(*(interval(values) for values in points.values()), strict=True)
+    look = {"color": scheme.color, "linestyle": scheme.dash, "marker": scheme.marker, "label": scheme.label}
+    axis.plot(list(points), middles, **look, markersize=5, linewidth=1.6)
+    if None not in halves:
+        low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
+        axis.fill_between(list(points), low, high, color=scheme.color, alpha=0.15, linewidth=0)
+
+
+def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
+    """Heat maps, one per task: mean accuracy over seeds by scheme and length."""
     panels = []
     for task in summary["runs"][0]["accuracy_by_length"]:
         cells: dict[tuple[str, int], float | None] = {}
-        for scheme, runs in by_scheme(summary).items():
+        for scheme, runs in group_by_scheme(summary).items():
             for length in runs[0]["accuracy_by_length"][task]:
                 values = [run_["accuracy_by_length"][task][length] for run_ in runs]
                 cells[scheme, int(length)] = None if None in values else mean(values)
@@ -208,14 +202,16 @@ def draw_accuracy(summary: dict[str, Any], path: Path) -> None:
     draw_heat_maps([panels], summary["config"]["model"]["seq_len"], path)
 
 
+# ---- the page --------------------------------------------------------------------------------------------------------
+
 REPORT = """\
-# How should a transformer know order?
+# How should a transformer represent order?
 
 The question: {n_layer} layers, {d_model} wide, {n_head} heads, trained on {corpus} for {steps} steps of {rows} x
-{trained} tokens, once for each way of knowing order: {schemes}. {question} inside the trained length,
-and which past it?
+{trained} tokens, once with each of these position schemes: {schemes}. {question} within the trained
+length, and which beyond it?
 
-## What came out
+## Results
 
 {findings}
 
@@ -227,15 +223,15 @@ and which past it?
 
 ## Only the scheme differs
 
-Runs of one seed start from bit-identical shared weights and read the same batches. The hashes are of what each run
-really used; a comparison in which they differ is refused.
+Runs with the same seed start from bit-identical shared weights and train on the same batches. The hashes are computed
+from what each run used; a comparison whose hashes differ is refused.
 
 {proof}
 
 ## What this does not show
 
-- Small models, short training, one text: the order at scale may be another. Gaps inside the trained length are known to
-  shrink with training.
+- These are small models, short training and one text: at scale the order may differ. Gaps within the trained length are
+  known to shrink with more training.
 {limit}
 - {scaling}
 
@@ -245,47 +241,43 @@ Made at commit {commit} with {machine}; {how}.
 ON_TEXT = {
     "question": "Which predicts text better",
     "explained": """\
-Bits per byte, validation and test loss are over whole splits in non-overlapping windows of the trained length, weights
-of the last step. `loss at` columns score the same targets, the last {scored} tokens of up to 256 shared windows of
-the validation split, under every length of context, in nats per token.""",
+Bits per byte, validation loss and test loss are measured with the last step's weights on whole splits, in
+non-overlapping windows of the trained length. `loss at` columns score the same targets with each context length: the
+last {scored} tokens of up to 256 shared windows of the validation split, in nats per token.""",
     "limit": """\
-- A low loss far out shows that a model survives long contexts, not that it uses them: alibi, say, looks at near tokens
-  and scores much the same when the far ones are cut off.""",
+- A low loss at a long context shows that a model does not fail there, not that it uses the context: alibi, for example,
+  attends mostly to near tokens, and scores about the same when the far ones are cut off.""",
 }
-
 ON_TASKS = {
-    "question": "Which fetches what it has read more surely",
+    "question": "Which retrieves what it has read more reliably",
     "explained": """\
-![accuracy by scheme and length of context, a heat map a task](accuracy.png)
+![accuracy by scheme and context length, one heat map per task](accuracy.png)
 
 {accuracy}
-Accuracy is the part of all answers of which every token is the model's likeliest, each after the right ones before it
-(teacher forcing), over at least {trials} trials a cell, the same for all schemes. summary.json has it by where in the
-context the source stands, with the distance in tokens, too. Losses are nats per token of the answers; bits per byte
-mean nothing here.""",
+Accuracy is the share of answers that are entirely right: each token is the model's likeliest, given the right tokens
+before it (teacher forcing), over at least {trials} trials per cell, the same for all schemes. summary.json also has it
+by the place of the source in the context, with the distance in tokens. Losses are nats per token of the answers; bits
+per byte have no meaning here.""",
     "limit": """\
-- A scheme that did not learn a task inside the trained length says nothing about length: look there first. Such tasks
-  are learned abruptly, and when that happens differs from seed to seed.""",
+- If a scheme did not learn a task within the trained length, its result says nothing about length: check that first.
+  Such tasks are learned abruptly, at a step that differs from seed to seed.""",
 }
 
 
-def report(summary: dict[str, Any]) -> str:
+def format_report(summary: dict[str, Any]) -> str:
     """The comparison as a page."""
     config, runs = summary["config"], summary["runs"]
     model, seeds = config["model"], {run_["seed"] for run_ in runs}
-    words = ON_TASKS if on_tasks(summary) else ON_TEXT
-    proof = [["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens a second"]]
-    proof += [
-        [
-            run_["scheme"],
-            str(run_["seed"]),
-            *(f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")),
-            f"{run_['parameters']:,}",
-            *(f"{run_[name]:g}" for name in ("learning_rate",)),
-            *(f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")),
-        ]
-        for run_ in runs
+    words = ON_TASKS if is_on_tasks(summary) else ON_TEXT
+    trials = [row["trials"] for run_ in runs for row in run_.get("accuracy", []) if row["trials"]]
+    proof = [
+        ["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens per second"]
     ]
+    for run_ in runs:
+        hashes = [f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")]
+        speed = [f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")]
+        row = [run_["scheme"], str(run_["seed"]), *hashes, f"{run_['parameters']:,}", f"{run_['learning_rate']:g}"]
+        proof.append(row + speed)
     scaling, factor = model["rope"]["scaling"], model["rope"]["factor"]
     factor = f" by {factor:g}" if factor else ""
     return REPORT.format(
@@ -297,23 +289,27 @@ def report(summary: dict[str, Any]) -> str:
         question=words["question"],
         explained=words["explained"].format(
             scored=min(32, *(int(length) for length in runs[0]["loss_by_length"])),
-            accuracy="\n".join(accuracy_table(summary)),
-            trials=TRIALS,
+            accuracy="\n".join(format_accuracies(summary)),
+            trials=min(trials, default=0),
         ),
         limit=words["limit"],
-        schemes=", ".join(by_scheme(summary)),
+        schemes=", ".join(group_by_scheme(summary)),
         scaling="RoPE is shown as trained, without any of the scalings made for longer contexts."
         if scaling == "none"
         else f"RoPE is trained and shown with the scaling {scaling}{factor} alone: others may do better or worse.",
-        findings="\n".join(f"- {line}" for line in findings(summary)),
-        table="\n".join(table(summary)),
+        findings="\n".join(f"- {line}" for line in describe_findings(summary)),
+        table="\n".join(format_losses(summary)),
         certainty=f"Figures are means over {len(seeds)} seeds with 95% t-intervals."
         if len(seeds) > 1
-        else "There is one seed, so nothing here says how much is luck: `--seeds 0 1 2` gives intervals.",
-        rates="All schemes train at one learning rate; "
-        + ("a column gives each one's best of the sweep." if best_rates(summary) else "one may do better at another."),
+        else "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals.",
+        rates="All schemes train at the same learning rate; "
+        + (
+            "a column has the best one of the sweep for each."
+            if read_best_rates(summary)
+            else "another may suit one better."
+        ),
         proof="\n".join(markdown(proof)),
         commit=summary["commit"] or "unknown",
         machine=", ".join(f"{name} {value}" for name, value in summary["versions"].items()),
-        how=f"{runs[0]['precision']} on {runs[0]['device']}, {runs[0]['threads']} threads a run",
+        how=f"{runs[0]['precision']} on {runs[0]['device']}, {runs[0]['threads']} threads per run",
     )

@@ -106,10 +106,10 @@ def test_summary_json_has_the_documented_fields_of_every_run(summary, finished_c
 
 
 def test_the_report_says_which_scaling_rope_has(summary):
-    assert "without any of the scalings" in report.report(summary)
+    assert "without any of the scalings" in report.format_report(summary)
     summary["config"]["model"]["rope"] |= {"scaling": "ntk", "factor": 4.0}
-    assert "the scaling ntk by 4 alone" in report.report(summary)
-    assert "without any of the scalings" not in report.report(summary)
+    assert "the scaling ntk by 4 alone" in report.format_report(summary)
+    assert "without any of the scalings" not in report.format_report(summary)
 
 
 def test_main_returns_what_summary_json_says(comparison, small, monkeypatch):
@@ -289,7 +289,7 @@ def test_findings_say_who_holds_who_loses_and_who_ends(summary):
     for run in summary["runs"]:
         if run["scheme"] != "learned":
             run["loss_by_length"]["128"] = run["loss_by_length"]["16"] + changes[run["scheme"]]
-    said = "\n".join(report.findings(summary))
+    said = "\n".join(report.describe_findings(summary))
     assert "alibi holds from 16 to 128" in said
     assert "rope loses from 16 to 128 tokens of context: 0.500" in said
     assert "none gains" in said
@@ -299,19 +299,19 @@ def test_findings_say_who_holds_who_loses_and_who_ends(summary):
 def test_findings_rank_by_the_mean_over_seeds(summary):
     for run in summary["runs"]:
         run["val_loss"] = {"rope": 1.0, "alibi": 3.0, "learned": 2.0, "none": 4.0}[run["scheme"]] + run["seed"]
-    assert list(report.by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
+    assert list(report.group_by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
 
 
 def test_best_rates_of_a_sweep_with_these_settings_stand_in_the_table(summary, tmp_path, monkeypatch):
     best = {"rope": {"bits_per_byte": 1.234, "learning_rate": 0.006}}
-    sweep = {"settings": report.settings(summary["config"]), "best": best}
+    sweep = {"settings": report.select_settings(summary["config"]), "best": best}
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     monkeypatch.setattr(report, "BEST_RATES", tmp_path / "sweep.json")
-    (row,) = [line for line in report.table(summary) if line.startswith("| rope")]
+    (row,) = [line for line in report.format_losses(summary) if line.startswith("| rope")]
     assert "1.234 (0.006)" in row
     sweep["settings"]["run"]["steps"] += 1  # of other settings
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
-    assert "1.234" not in "\n".join(report.table(summary))
+    assert "1.234" not in "\n".join(report.format_losses(summary))
 
 
 # ---- what it repeats, and what it does not ---------------------------------------------------------------------------
