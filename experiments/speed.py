@@ -44,7 +44,7 @@ from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.provenance import commit, versions
 from harness.ranges import explain
-from harness.run_options import fit_vocabulary, make_run_parser, parse_run
+from harness.runs import load_finished_run
 from harness.sampling import compile_for_sampling, sample, store_by_columns
 from harness.scoring import score
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
@@ -251,28 +251,27 @@ def train_for(
 
 def bench_trainer(asked: Any) -> Cases:
     """Bits per byte of the validation split after equal times of training, ours and the Trainer's."""
-    _, texts, shape, config = parse_run(TRAINER_FLAGS, make_run_parser("experiments.speed", "", train.RunConfig))
-    config = replace(config, eval_every=10**9, threads=torch.get_num_threads())
-    corpus = data.load(texts, config.seed, config.batch_size, shape.seq_len)
-    shape = fit_vocabulary(shape, corpus)
-    precision, autocast = devices.pick_precision(config.precision, CPU)
     with tempfile.TemporaryDirectory() as name:
+        out = Path(name, "ours")
 
         def ours(steps: int) -> tuple[float, float]:
-            again = replace(config, steps=steps, save_every=steps, out=f"{name}/ours", overwrite=True)
-            result = train.train(texts, shape, again)
+            flags = [f"--run.{option}={steps}" for option in ("steps", "save_every", "eval_every")]
+            flags += ["--run.threads", str(torch.get_num_threads())]
+            result = train.main([*TRAINER_FLAGS, *flags, "--run.out", str(out), "--run.overwrite", "true"])
             return result["seconds"], result["bits_per_byte"]
 
         def theirs(steps: int) -> tuple[float, float]:
-            model = llama(shape)
-            seconds = train_theirs(model, corpus, config, steps, precision == "bf16", Path(name, "trainer"))
-            windows = corpus.windows("validation", shape.seq_len)
+            run_ = load_finished_run(out)
+            model, length, settings = llama(run_.model_config), run_.model_config.seq_len, run_.settings
+            corpus = data.load(run_.data, settings["seed"], settings["batch_size"], length)
+            precision, autocast = devices.pick_precision(settings["precision"], CPU)
+            seconds = train_theirs(model, corpus, settings, steps, precision == "bf16", Path(name, "trainer"))
+            windows = corpus.windows("validation", length)
             return seconds, score(Logits(model.eval()), windows, corpus.token_bytes, CPU, autocast).bits_per_byte
 
-        sides = {"ours": ours}
+        sides, bits = {"ours": ours}, {}
         if is_installed("transformers") and is_installed("accelerate"):
             sides["transformers Trainer"] = theirs
-        bits = {}
         for side, train_steps in sides.items():
             steps, seconds, found = train_for(asked.train_seconds, train_steps)
             bits[side] = [found]

@@ -28,24 +28,16 @@ def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = Non
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.d_ff,
-            num_hidden_layers=config.n_layer,
-            num_attention_heads=config.n_head,
-            num_key_value_heads=config.n_kv_head,
-            max_position_embeddings=length or config.seq_len,
-            rms_norm_eps=config.norm_eps,
-            tie_word_embeddings=config.tie_embeddings,
-            attn_implementation=attention,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-            **more,
-        )
-    )
+    shape = {"hidden_size": config.d_model, "intermediate_size": config.d_ff, "num_hidden_layers": config.n_layer}
+    heads = {"num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head}
+    rest = {"vocab_size": config.vocab_size, "max_position_embeddings": length or config.seq_len}
+    rest |= {
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attn_implementation": attention,
+    }
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads, **rest, **tokens, **more))
 
 
 class TrainingRows(torch.utils.data.IterableDataset):
@@ -60,28 +52,17 @@ class TrainingRows(torch.utils.data.IterableDataset):
             yield from ({"input_ids": row, "labels": row} for row in inputs)
 
 
-def train_theirs(model: nn.Module, corpus: data.Corpus, config: Any, steps: int, bf16: bool, folder: Path) -> float:
-    """Train with transformers' Trainer, its settings those of our run where it has them; the seconds it took."""
+def train_theirs(
+    model: nn.Module, corpus: data.Corpus, settings: dict[str, Any], steps: int, bf16: bool, folder: Path
+) -> float:
+    """Train with transformers' Trainer and a run's settings, where it has them; the seconds it took."""
     from transformers import Trainer, TrainingArguments
 
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=round(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        adam_beta1=config.beta1,
-        adam_beta2=config.beta2,
-        max_grad_norm=config.grad_clip,
-        optim="adamw_torch_fused",
-        bf16=bf16,
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
+    betas = {"adam_beta1": settings["beta1"], "adam_beta2": settings["beta2"]}
+    same = {name: settings[name] for name in ("learning_rate", "weight_decay")} | betas
+    same |= {"max_grad_norm": settings["grad_clip"], "per_device_train_batch_size": settings["batch_size"]}
+    schedule = {"lr_scheduler_type": "linear", "warmup_steps": round(settings["warmup"] * steps), "max_steps": steps}
+    here = {"optim": "adamw_torch_fused", "bf16": bf16, "use_cpu": True, "dataloader_pin_memory": False}
+    quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+    arguments = TrainingArguments(str(folder), **same, **schedule, **here, **quiet)
     return Trainer(model=model, args=arguments, train_dataset=TrainingRows(corpus)).train().metrics["train_runtime"]
