@@ -4,13 +4,11 @@
     2 rotate  q, k by their positions   rope                     in every attention layer
     3 bias    scores + b(q_pos, k_pos)  alibi, t5, kerple        in every attention layer
 
-A scheme overrides one hook and inherits the others, which do nothing; `none` overrides nothing. One instance serves all
-layers. Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. Tables that
-depend on them are computed when asked for, in float32 or wider. They are never module buffers, since `model.bfloat16()`
-would round a buffer, and a bfloat16 cannot tell position 257 from 256.
+Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. What depends on
+them is computed when asked for, in float32 or wider: a bfloat16, as `model.bfloat16()` makes of a buffer, cannot tell
+position 257 from 256.
 
-To add a scheme, write its class here, its line in `SCHEMES`, and a config of two lines in configs/. `Kerple` is an
-example with everything: a hook, parameters with first values of their own, and a look in pictures.
+To add a scheme: its class here, its line in `SCHEMES`, a config of two lines. `Kerple` is a complete example.
 """
 
 import math
@@ -28,16 +26,13 @@ from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, rotated_wid
 class Position(nn.Module):
     """How a transformer knows order. A scheme overrides one hook and inherits the others; `none` overrides nothing.
 
-    Without any of it a causal decoder still is no bag of words: its mask lets token 5 see four tokens before it, and
-    that count alone can tell position (NoPE: 2203.16634, 2305.19466).
-
-    Args:
-        config: the model's, a `model.ModelConfig`.
+    Even so a causal decoder is no bag of words: its mask lets token 5 see four tokens before it, and that count alone
+    can tell position (NoPE: 2203.16634, 2305.19466). One instance serves all layers; config is a `model.ModelConfig`.
     """
 
     Options: type | None = None  # a dataclass of the scheme's own options: config.NAME, and --model.NAME.* for users
-    in_comparison = False  # whether compare.py trains it by default
     label, color, dash, marker = "none", "#999999", (0, (1, 1)), "x"  # how pictures show it
+    in_comparison = False  # whether compare.py trains it by default
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -47,11 +42,9 @@ class Position(nn.Module):
     @classmethod
     def settle(cls, config: Any) -> Any:
         """The scheme's options, all defaults filled in. Raises ValueError for a model that the scheme does not fit."""
-        return None
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """What one of the scheme's parameters starts as; None for the model's own rule, N(0, init_std)."""
-        return None
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings with what the scheme adds to them: (B, T, C), (T,) -> (B, T, C)."""
@@ -59,7 +52,6 @@ class Position(nn.Module):
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Any:
         """What `rotate` needs of the positions, (T,), for activations of this dtype; computed once a forward pass."""
-        return None
 
     def rotate(self, q: Tensor, k: Tensor, angles: Any, layer: int) -> tuple[Tensor, Tensor]:
         """Queries (B, H, T, D) and keys (B, Hkv, T, D) of a layer, 0 .. n_layer - 1, turned: (..., d_key) each."""
@@ -67,7 +59,6 @@ class Position(nn.Module):
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """What is added to every score after the division by sqrt(D): (Tq,), (Tk,) -> (H, Tq, Tk), or None."""
-        return None
 
     def outdates_cache(self, used: int, positions: Tensor) -> bool:
         """Whether keys cached for the first `used` of these positions, (T,), would be other keys if computed now."""
@@ -76,7 +67,7 @@ class Position(nn.Module):
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class SinusoidalOptions:
-    """What the scheme sinusoidal can be told.
+    """Options of the scheme sinusoidal.
 
     Args:
         amplitude: what the waves are multiplied by before they meet the embeddings.
@@ -90,15 +81,12 @@ class Sinusoidal(Position):
 
         PE[p, 2i] = sin(p theta_i),  PE[p, 2i+1] = cos(p theta_i),  theta_i = 10000^(-2i/d_model)
 
-    These are RoPE's frequencies over the whole width of the model, added where RoPE multiplies. The waves have
-    amplitude 1 in the paper, where embeddings are multiplied by sqrt(d_model) first. Here embeddings start at
-    `init_std`, and waves of amplitude 1 would drown them for most of a short training, so they are made smaller; what
-    that is worth is measured in results/SWEEPS.md.
+    RoPE's frequencies over the whole width, added where RoPE multiplies. The paper's amplitude of 1 would drown
+    embeddings that start at `init_std`: smaller waves do better (results/SWEEPS.md).
     """
 
     Options = SinusoidalOptions
-    in_comparison = True
-    label, color, dash, marker = "sinusoidal", "#E69F00", "--", "s"
+    label, color, dash, marker, in_comparison = "sinusoidal", "#E69F00", "--", "s", True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -117,11 +105,14 @@ class Sinusoidal(Position):
         return x + (self.amplitude * waves).to(x.dtype)
 
 
+class PastTheEnd(ValueError):
+    """A position was asked for that a learned table does not have."""
+
+
 class Learned(Position):
     """One trained vector per position, added to the embeddings once (GPT-2, BERT). Past the table there is nothing."""
 
-    in_comparison = True
-    label, color, dash, marker = "learned", "#009E73", "-.", "^"
+    label, color, dash, marker, in_comparison = "learned", "#009E73", "-.", "^", True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -129,49 +120,30 @@ class Learned(Position):
         self.table = nn.Parameter(torch.empty(config.seq_len, config.d_model))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():  # looking at values would break a compiled graph in two
-            first, last = int(positions.min()), int(positions.max())
-            if first < 0:
-                raise ValueError(f"position {first} is below 0, where learned positions start")
-            if last >= self.longest:
-                raise PastTheEnd(f"learned positions end at {self.longest}, and position {last} was asked for")
+        outside = (positions < 0) | (positions >= self.longest)  # (T,)
+        if not torch.compiler.is_compiling() and outside.any():  # a look at values would break a compiled graph in two
+            raise PastTheEnd(f"learned positions end at {self.longest}: there is no {int(positions[outside][0])}")
         return x + self.table[positions].to(x.dtype)
-
-
-class PastTheEnd(ValueError):
-    """A position was asked for that a learned table does not have."""
 
 
 class Alibi(Position):
     """A penalty that grows linearly with distance, at another slope for every head (Press et al., 2108.12409).
 
-    score += -slope_h |m - k|, not divided by sqrt(D). Nothing is trained.
+    score += -slope_h |m - k|, not divided by sqrt(D). For H = 2^a heads slope_h = 2^(-8h/H), h = 1 .. H. Otherwise the
+    slopes of the next smaller power of two, and then every second one of the next larger.
     """
 
-    in_comparison = True
-    label, color, dash, marker = "ALiBi", "#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D"
+    label, color, dash, marker, in_comparison = "ALiBi", "#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D", True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.slopes = alibi_slopes(config.n_head)  # (H,)
+        power = 2 ** math.floor(math.log2(config.n_head))
+        row, finer = ([2 ** (-8 * h / heads) for h in range(1, heads + 1)] for heads in (power, 2 * power))
+        self.slopes = torch.tensor(row + finer[::2][: config.n_head - power], dtype=torch.float64)  # (H,)
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, None] - k_positions).abs()  # (Tq, Tk)
         return -on_device(self.slopes, q_positions).float()[:, None, None] * distance  # (H, Tq, Tk)
-
-
-def alibi_slopes(n_head: int) -> Tensor:
-    """ALiBi's slopes for any number of heads, float64, (H,).
-
-    For H = 2^a heads slope_h = 2^(-8h/H), h = 1 .. H: a geometric row that ends at 1/256. Otherwise the row of the next
-    smaller power of two, and then every second slope of the next larger one (as in the authors' code).
-    """
-    power = 2 ** math.floor(math.log2(n_head))
-
-    def row(heads: int) -> list[float]:
-        return [2 ** (-8 * h / heads) for h in range(1, heads + 1)]
-
-    return torch.tensor(row(power) + row(2 * power)[::2][: n_head - power], dtype=torch.float64)
 
 
 class Kerple(Position):
@@ -198,8 +170,7 @@ class Kerple(Position):
 class T5(Position):
     """A trained bias per head and bucket of distance, shared by all layers (T5, 1910.10683, section 2.1).
 
-    T5 itself leaves scores undivided by sqrt(D); here they are divided, as for every other scheme, and the bias is
-    added after that. The table starts as small noise, so that at first all distances count nearly alike.
+    T5 itself leaves scores undivided by sqrt(D); here they are divided, as for all schemes, and then the bias is added.
     """
 
     BUCKETS, MAX_DISTANCE = 32, 128
@@ -219,29 +190,22 @@ class T5(Position):
 def t5_bucket(distance: int, buckets: int = T5.BUCKETS, max_distance: int = T5.MAX_DISTANCE) -> int:
     """Which bucket a distance in tokens (query minus key, at least 0) falls into, for a causal decoder.
 
-    The first half of the buckets holds one distance each, the second half is spaced logarithmically up to max_distance.
-    The last bucket holds everything farther: there T5 cannot tell distances apart.
+    The first half has a bucket a distance, the second half is logarithmic, and the last bucket has all that is farther.
     """
     exact = buckets // 2
-    if distance < exact:
-        return distance
-    return min(exact + int(math.log(distance / exact) / math.log(max_distance / exact) * exact), buckets - 1)
+    far = exact + int(math.log(max(distance, exact) / exact) / math.log(max_distance / exact) * exact)
+    return distance if distance < exact else min(far, buckets - 1)
 
 
 class Rope(Position):
     """Queries and keys turned by their positions in every layer (RoFormer, 2104.09864); the mathematics is in rope.py.
 
     The attention factor of yarn and longrope multiplies cos and sin, so it reaches the rotated features only. With
-    `learn_factors` every pair has one trained number more, the logarithm of a factor that divides its frequency:
-
-        theta_i' = theta_i exp(-log_factor_i)
-
-    so all factors stay above 0, and at 0, where they start, the frequencies are exactly those of the scaling.
+    `learn_factors` every pair has a trained number, the logarithm of what its frequency is divided by, at first 0.
     """
 
     Options = RopeConfig
-    in_comparison = True
-    label, color, dash, marker = "RoPE", "#D55E00", "-", "o"
+    label, color, dash, marker, in_comparison = "RoPE", "#D55E00", "-", "o", True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -268,15 +232,12 @@ class Rope(Position):
         if self.log_factor is not None:
             theta = theta * torch.exp(-self.log_factor.to(theta.dtype))  # (D_rot/2,); the gradient goes through here
         wide = torch.promote_types(dtype, torch.float32)
-        cos, sin = ((attention_factor * part).to(wide) for part in cos_sin(positions, theta))
-        return cos, sin
+        return tuple((attention_factor * part).to(wide) for part in cos_sin(positions, theta))
 
     def rotate(self, q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         return turn(q, *angles, self.config.layout), turn(k, *angles, self.config.layout)
 
     def outdates_cache(self, used: int, positions: Tensor) -> bool:
-        if self.config.scaling not in DEPEND_ON_LENGTH:
-            return False
         return not torch.equal(self.frequencies_at(positions[:used])[0], self.frequencies_at(positions)[0])
 
     def frequencies_at(self, positions: Tensor) -> tuple[Tensor, float]:

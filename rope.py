@@ -115,9 +115,7 @@ def cos_sin(positions: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     A bfloat16 holds every whole number only up to 256: a position or an angle in it would be that of another token.
     """
     if theta.dtype not in (torch.float32, torch.float64) or positions.is_floating_point():
-        raise TypeError(
-            f"angles need integer positions and theta in float32 or 64, not {positions.dtype}, {theta.dtype}"
-        )
+        raise TypeError(f"need integer positions and float32 or 64 for theta, not {positions.dtype}, {theta.dtype}")
     angle = positions[:, None] * theta  # (T, D_rot/2), never below float32
     return angle.cos(), angle.sin()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ModelConfig
-from positions import SCHEMES, PastTheEnd, Position, SinusoidalOptions, alibi_slopes, t5_bucket
+from positions import SCHEMES, PastTheEnd, Position, SinusoidalOptions, t5_bucket
 from rope import RopeConfig, frequencies, rotate
 
 B, H, HKV, T, C = 2, 4, 2, 6, 32
@@ -199,7 +199,7 @@ def test_learned_positions_end_at_a_wall(first_missing: int) -> None:
     built = scheme("learned", seq_len=256)
     x = normal(1, 2, C)
     built.embed(x, torch.tensor([0, 255]))
-    with pytest.raises(PastTheEnd, match=rf"end at 256, .*position {first_missing} was asked for"):
+    with pytest.raises(PastTheEnd, match=rf"end at 256: there is no {first_missing}"):
         built.embed(x, torch.tensor([first_missing, 0]))
     assert issubclass(PastTheEnd, ValueError)
 
@@ -220,14 +220,14 @@ def test_learned_positions_end_at_a_wall(first_missing: int) -> None:
     ],
 )
 def test_alibi_slopes_are_the_published_ones(n_head: int, published: list[float]) -> None:
-    slopes = alibi_slopes(n_head)
+    slopes = scheme("alibi", n_head=n_head, d_model=n_head * D).slopes
     assert slopes.dtype == torch.float64
     assert slopes.tolist() == pytest.approx(published, rel=1e-15)
 
 
 def test_alibi_slopes_of_12_heads_end_as_published() -> None:
-    slopes = alibi_slopes(12).tolist()
-    assert slopes[:8] == alibi_slopes(8).tolist()
+    slopes = scheme("alibi", n_head=12, d_model=12 * D).slopes.tolist()
+    assert slopes[:8] == scheme("alibi", n_head=8).slopes.tolist()
     assert slopes[8:] == pytest.approx([0.7071, 0.3536, 0.1768, 0.0884], abs=5e-5)
 
 
