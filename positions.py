@@ -5,8 +5,7 @@
     3 bias    scores + b(q_pos, k_pos)  alibi, t5, kerple        in every attention layer
 
 Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. What depends on
-them is computed when asked for, in float32 or wider: a bfloat16, as `model.bfloat16()` makes of a buffer, cannot tell
-position 257 from 256.
+them is computed when asked for, in float32 or wider, never kept in a buffer: a bfloat16 cannot tell 257 from 256.
 
 To add a scheme: its class here, its line in `SCHEMES`, a config of two lines. `Kerple` is a complete example.
 """
@@ -238,7 +237,8 @@ class Rope(Position):
         return turn(q, *angles, self.config.layout), turn(k, *angles, self.config.layout)
 
     def outdates_cache(self, used: int, positions: Tensor) -> bool:
-        return not torch.equal(self.frequencies_at(positions[:used])[0], self.frequencies_at(positions)[0])
+        lengths = positions[:used], positions
+        return self.fixed is None and not torch.equal(*(self.frequencies_at(part)[0] for part in lengths))
 
     def frequencies_at(self, positions: Tensor) -> tuple[Tensor, float]:
         return self.fixed or frequencies(self.config, self.d_head, int(positions.max()) + 1)

@@ -171,7 +171,7 @@ def test_any_unicode_is_a_prompt_and_the_text_of_a_special_token_is_ordinary(fin
 def test_the_end_of_text_ends_the_text_with_a_note(finished, capsys, monkeypatch):
     real = Transformer.forward
 
-    def ends_soon(self, tokens, positions=None, cache=None, last=None):
+    def ends_soon(self, tokens, positions=None, cache=None, last=0):
         logits = real(self, tokens, positions, cache, last)
         logits[..., 0] = 1e9 if cache.used >= 5 else -1e9
         return logits
@@ -329,7 +329,7 @@ def passes(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every forward pass from here on: tokens and logits."""
     real, seen = Transformer.forward, []
 
-    def forward(self, tokens, positions=None, cache=None, last=None):
+    def forward(self, tokens, positions=None, cache=None, last=0):
         logits = real(self, tokens, positions, cache, last)
         seen.append((tokens, logits))
         return logits
