@@ -1,4 +1,4 @@
-"""Tables, sentences, pictures and the report of a comparison, all made from its summary (summary.json)."""
+"""The summary of a comparison (summary.json), and the tables, sentences, pictures and report that are made from it."""
 
 import json
 from dataclasses import asdict
@@ -7,14 +7,55 @@ from statistics import mean
 from typing import Any
 
 from harness.folder import MAY_DIFFER
+from harness.jobs import Job, read_lengths
+from harness.messages import BadInput
 from harness.pictures import draw_heat_maps, frame_lines, plotting
+from harness.provenance import commit, versions
 from harness.ranges import with_todays_names
-from harness.runs import read_metrics
+from harness.runs import read_metrics, read_result
 from harness.tables import format_mean, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
 
+SHARED = {  # hashes that runs with the same seed must share
+    "shared_init_sha256": "shared first weights",
+    "batches_sha256": "batches",
+    "data_sha256": "prepared corpus",
+}
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
+
+
+def summarise(jobs: list[Job]) -> dict[str, Any]:
+    """All figures of a comparison, which become its summary.json.
+
+    Raises:
+        BadInput: if runs of one seed started from different weights or trained on different batches.
+    """
+    names = ("steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss")
+    how = ("seconds", "tokens_per_second", "precision", "device", "threads", "versions")
+    runs = []
+    for job in jobs:
+        result = read_result(job.folder)
+        run_ = {"scheme": job.scheme, "seed": job.seed, **{name: result[name] for name in names}}
+        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
+        run_ |= {name: result[name] for name in (*SHARED, *how)}
+        if job.data.corpus.startswith("task:"):
+            rows = json.loads((job.folder / "accuracy.json").read_text())
+            by_length: dict[str, dict[str, float | None]] = {}
+            for row in rows:
+                if row["depth"] is None:
+                    by_length.setdefault(row["task"], {})[str(row["length"])] = row["accuracy"]
+            run_ |= {"accuracy_by_length": by_length, "accuracy": rows}
+        runs.append(run_)
+        first = next(other for other in runs if other["seed"] == job.seed)
+        for name, what in SHARED.items():
+            if run_[name] != first[name]:
+                raise BadInput(
+                    f"{first['scheme']}-seed{job.seed} and {job.name} differ in more than their scheme: their {what} "
+                    f"have the hashes {first[name][:12]} and {run_[name][:12]}"
+                )
+    config = {"data": asdict(jobs[0].data), "model": asdict(jobs[0].model), "run": asdict(jobs[0].run)}
+    return {"runs": runs, "config": config, "versions": versions(), "commit": commit()}
 
 
 def group_by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

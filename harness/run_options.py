@@ -101,8 +101,15 @@ def make_run_parser(prog: str, description: str, run_config: type[RunOptions]) -
     return parser
 
 
-def parse_run(argv: list[str] | None, parser: Parser) -> tuple[Any, DataConfig, ModelConfig, Any]:
+def parse_run(
+    argv: list[str] | None, parser: Parser, schemes: list[str] | None = None
+) -> tuple[Any, DataConfig, ModelConfig, Any]:
     """What a command line asks for, checked: all of it, then its sections data, model and run, name and out filled in.
+
+    Args:
+        argv: the command line's words.
+        parser: from make_run_parser.
+        schemes: those that the options are for, if not model.position alone.
 
     Raises:
         BadInput: for whatever is wrong with it, by name.
@@ -126,8 +133,9 @@ def parse_run(argv: list[str] | None, parser: Parser) -> tuple[Any, DataConfig, 
     except ValueError as error:
         raise BadInput(parser.explain(error)) from error
     for name, scheme in SCHEMES.items():
-        if scheme.Options and name != made.model.position and getattr(made.model, name) != scheme.Options():
-            warnings.warn(f"--model.{name}.* means nothing to --model.position {made.model.position}", stacklevel=2)
+        used = schemes or [made.model.position]
+        if scheme.Options and name not in used and getattr(made.model, name) != scheme.Options():
+            warnings.warn(f"--model.{name}.* has no effect on {', '.join(used)}", stacklevel=2)
     name = made.run.name or (name_tuned_run(old, made.model) if old else made.model.position)
     return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
 

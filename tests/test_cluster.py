@@ -209,7 +209,7 @@ def test_a_run_that_is_replaced_is_replaced_once_however_often_its_job_starts(sm
     old = read_result(job.folder)["weights_sha256"]
     other = replace(job, run=replace(job.run, learning_rate=0.01, overwrite=True))
     corpus = compare.data.load(job.data, 0, job.run.batch_size, job.model.seq_len)
-    other = compare.begun_once(other, corpus)
+    other = compare.begin_job(other, corpus)
     assert not read_result(job.folder)
     compare.work(other)
     new, when = read_result(job.folder)["weights_sha256"], (job.folder / "model.safetensors").stat().st_mtime_ns

@@ -389,7 +389,7 @@ def test_a_run_stopped_before_its_lengths_is_measured_and_not_trained(comparison
         ("--data.tokenizer", "bpe", ["data.tokenizer bytes", "not bpe"]),
     ],
 )
-def test_a_folder_of_another_config_is_refused_by_name(comparison, small, monkeypatch, flag, value, names):
+def test_a_folder_of_another_config_is_refused_by_name(comparison, small, monkeypatch, recwarn, flag, value, names):
     before = weights(comparison)
     forbid_training(monkeypatch)
     with pytest.raises(BadInput) as refused:
@@ -397,6 +397,7 @@ def test_a_folder_of_another_config_is_refused_by_name(comparison, small, monkey
     for name in ("--out", "none-seed0", "--run.overwrite true", *names):
         assert name in str(refused.value)
     assert weights(comparison) == before
+    assert not [warning for warning in recwarn if "no effect" in str(warning.message)]  # rope is compared
 
 
 def test_overwrite_does_every_run_again(comparison, small):
