@@ -229,16 +229,8 @@ def train_for(
 ) -> tuple[int, float, Any]:
     """Train anew, with as many steps as the run before suggests, until a run takes `seconds`, to a thirtieth.
 
-    The speed of a short run is not that of a long one, nor is a busy machine's the same twice; after four runs the
-    last one counts, as it came out.
-
-    Args:
-        seconds: that a run is to take.
-        train_steps: trains a number of steps from the start, and returns the seconds they took and the outcome.
-        steps: number of steps of the first run.
-
-    Returns:
-        The last run's steps, seconds and outcome.
+    A short run has another speed than a long one, and a busy machine never the same; after four runs the last counts.
+    `train_steps` returns seconds and an outcome; the last run's steps, seconds and outcome come back.
     """
     taken, made = train_steps(steps)
     for _ in range(4):

@@ -28,15 +28,7 @@ AMPLITUDE = SinusoidalOptions.amplitude
 
 
 def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both sweeps.
-
-    Args:
-        out: folder of the runs.
-        argv: further options of compare.py, the same for all.
-
-    Returns:
-        What becomes of learning_rate.json and sinusoidal_amplitude.json.
-    """
+    """Both sweeps, with runs in `out` and further options of compare.py: what goes into the two files."""
 
     def train(folder: str, schemes: list[str], *options: str, **varied: float) -> list[dict[str, Any]]:
         only_trained = ["--multiples", "1"] if folder != "compare" else []

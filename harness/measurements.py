@@ -44,17 +44,11 @@ Main = Callable[[list[str]], Any]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that measurements need.
+    """A run that measurements need."""
 
-    Args:
-        name: of its folder.
-        options: of train.py.
-        start: the run that it is tuned from.
-    """
-
-    name: str
-    options: tuple[str, ...]
-    start: "TrainedRun | None" = None
+    name: str  # of its folder
+    options: tuple[str, ...]  # of train.py
+    start: "TrainedRun | None" = None  # the run that it is fine-tuned from
 
     @property
     def folder(self) -> Path:
@@ -70,21 +64,13 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement of one run.
+    """One measurement of one run."""
 
-    Args:
-        part: folder of its file in results/data/.
-        name: of its file.
-        run: what is measured.
-        labels: what distinguishes it within its part: scheme, seed, scaling, ...
-        measure: takes the measurement, and returns what goes into its file.
-    """
-
-    part: str
-    name: str
+    part: str  # folder of its file in results/data/
+    name: str  # of its file
     run: TrainedRun
-    labels: dict[str, Any]
-    measure: Callable[["Measurement", Main], dict[str, Any]]
+    labels: dict[str, Any]  # what distinguishes it within its part: scheme, seed, scaling, ...
+    measure: Callable[["Measurement", Main], dict[str, Any]]  # takes it; what goes into its file
 
     @property
     def file(self) -> Path:
@@ -210,15 +196,7 @@ def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> N
 def run_experiment(
     argv: list[str] | None, doc: str, measurements: list[Measurement], train: Main, write_pages: Callable[[], None]
 ) -> None:
-    """The main function of an experiment: measure what is missing, then write its pages and pictures.
-
-    Args:
-        argv: the command line.
-        doc: the experiment's docstring.
-        measurements: all of the experiment, most important first.
-        train: main of train.py.
-        write_pages: writes pages and pictures from the measurements that exist.
-    """
+    """The main function of an experiment with this docstring: measure what is missing, then write its page."""
     parser = Parser(description=first_paragraph(doc))
     parser.add_argument(
         "--measure", type=bool, default=True, help="false: only write the page, from the measurements that exist"

@@ -30,29 +30,17 @@ Rounds = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """One case of a benchmark, as it goes into the file.
-
-    Args:
-        bench: the benchmark's name.
-        case: what was measured.
-        unit: of `ours`, `peers` and `limit`.
-        ours: median over the rounds.
-        peers: the same of every other library.
-        limit: what the machine can do at best, if that was measured.
-        ratio: how many times better ours is than the best peer's, the median over the rounds; None without a peer.
-        ratio_low: its 10th percentile.
-        ratio_high: its 90th percentile.
-    """
+    """One case of a benchmark, as it goes into the file. Figures are medians over the rounds."""
 
     bench: str
     case: str
-    unit: str
+    unit: str  # of ours, peers and limit
     ours: float
-    peers: dict[str, float] = field(default_factory=dict)
-    limit: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    peers: dict[str, float] = field(default_factory=dict)  # other libraries
+    limit: float | None = None  # what the machine can do at best
+    ratio: float | None = None  # how many times better ours is than the best peer's
+    ratio_low: float | None = None  # its 10th percentile over the rounds
+    ratio_high: float | None = None  # its 90th
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> Rounds:
@@ -137,19 +125,12 @@ def table(rows: list[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a piece of work took in its own process.
-
-    Args:
-        result: what it returned.
-        before: memory in use when it began, mostly by libraries, MiB.
-        peak: most memory in use while it worked, pages of mapped files included, MiB.
-        anonymous: most memory that is not backed by a file, MiB; None without /proc.
-    """
+    """What a piece of work returned, and the memory of its process, MiB."""
 
     result: Any
-    before: float
-    peak: float
-    anonymous: float | None
+    before: float  # in use when it began, mostly by libraries
+    peak: float  # in use at most while it worked, pages of mapped files included
+    anonymous: float | None  # at most, of what is not backed by a file; None without /proc
 
 
 def run_apart(work: Callable, *arguments: Any) -> Taken:
@@ -188,11 +169,8 @@ def work_in_child(sender: Any, threads: int, work: Callable, arguments: tuple) -
 
 
 def peak_memory() -> float:
-    """The most memory this process had in use, MiB.
-
-    Without /proc it is ru_maxrss, which on Linux would begin with the peak of the parent process.
-    """
-    with suppress(OSError):
+    """The most memory this process had in use, MiB."""
+    with suppress(OSError):  # ru_maxrss would, on Linux, begin with the peak of the parent process
         return read_mebibytes(Path("/proc/self/status"), "VmHWM")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
