@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 
 import train
+from harness import preparing
 from harness.checkpoints import steps_saved
 from harness.folder import RunFolder
 from harness.messages import BadInput
@@ -178,7 +179,7 @@ def test_a_disk_that_refuses_while_data_are_prepared_is_one_line(small, tmp_path
     def refuses(*_: Any) -> None:
         raise OSError(code, os.strerror(code), "tokens")
 
-    monkeypatch.setattr(train.data, "write_spool", refuses)
+    monkeypatch.setattr(preparing, "write_spool", refuses)
     ended = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run"), "--data.cache", str(tmp_path / "c")])
     assert ended.code == (3 if code == errno.ENOSPC else 2)  # another place would do
     (line,) = ended.err.splitlines()

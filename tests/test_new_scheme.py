@@ -6,6 +6,7 @@ The scheme is in no other place of the project. Its first values must be positiv
 overwrote them by its rule for weights would have NaN in the first step.
 """
 
+import ast
 import json
 import re
 import shutil
@@ -120,6 +121,16 @@ def test_the_comparison_trains_it_by_default_with_a_picture_and_a_row_in_the_rep
     assert {"rope", "slope"} <= set(schemes)
     assert re.search(r"^\| slope +\|", (folder / "report.md").read_text(), re.MULTILINE)
     assert (folder / "curves.png").stat().st_size > 10_000
+
+
+def test_the_example_in_the_readme_is_the_class_that_runs():
+    def code_of(text: str) -> str:
+        (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Kerple")
+        found.body = found.body[1:] if ast.get_docstring(found) else found.body
+        return ast.unparse(found)
+
+    (shown,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code_of(shown) == code_of((REPOSITORY / "positions.py").read_text(encoding="utf-8"))
 
 
 def test_the_tests_of_structure_take_it_in_by_themselves(tree):
