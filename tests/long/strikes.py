@@ -142,15 +142,6 @@ def note_phases(strike: Strike | None = None, at: str | None = None, moment: int
         SHARED[0] = before
 
     Run.steps = steps
-    real_steps = Run.steps
-
-    def steps(run: Run) -> Iterator[int]:
-        before = SHARED[0]
-        enter("training")
-        yield from real_steps(run)
-        SHARED[0] = before
-
-    Run.steps = steps
     mark(data, "load", lambda *_: "preparing data")
     mark(RunFolder, "__init__", lambda *_: "opening the folder")
     mark(RunFolder, "log", lambda *_, **__: "logging")
