@@ -229,20 +229,17 @@ RULES: list[Callable[[Sources], Breaches]] = [
     scheme_names,
 ]
 STILL: dict[str, Breaches] = {
-    "long_files": {"model.py": 324, "positions.py": 299, "rope.py": 262},
-    "long_rooms": {"all": 9260, "lesson": 1205},
-    "long_messages": {"rope.py": 1},
+    "long_rooms": {"all": 9030, "lesson": 1097},
     "long_help": {
-        "compare.py lines": 291,
-        "compare.py columns": 111,
+        "compare.py lines": 289,
+        "compare.py columns": 101,
         "evaluate.py lines": 89,
         "experiments/pairs.py lines": 65,
         "experiments/pairs.py columns": 101,
-        "experiments/sweeps.py lines": 291,
-        "experiments/sweeps.py columns": 111,
+        "experiments/sweeps.py lines": 289,
+        "experiments/sweeps.py columns": 101,
         "generate.py lines": 88,
-        "train.py lines": 256,
-        "train.py columns": 111,
+        "train.py lines": 253,
     },
 }
 
