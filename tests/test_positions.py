@@ -52,7 +52,8 @@ def hook_outputs(built: Position, positions: Tensor, dtype: torch.dtype = torch.
     x = normal(B, T, C, dtype=dtype)
     q, k = normal(B, H, T, D, dtype=dtype, seed=1), normal(B, HKV, T, D, dtype=dtype, seed=2)
     embedded = built.embed(x, positions)
-    rotated = built.rotate(q, k, built.angles(positions, dtype), 0)
+    layers = [built.rotate(q, k, built.angles(positions, dtype), layer) for layer in range(4)]
+    rotated = next((turned for turned in layers if not torch.equal(turned[0], q)), layers[0])  # some act in some layers
     return {"x": x, "q": q, "k": k, "embed": embedded, "rotate": rotated, "bias": built.bias(positions, positions)}
 
 
