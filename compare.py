@@ -32,6 +32,7 @@ from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run
 from harness.options import Parser
+from harness.plugins import load_plugins
 from harness.report import (
     describe_findings,
     draw_accuracies,
@@ -203,6 +204,7 @@ def begin_job(job: Job, corpus: data.Corpus) -> Job:
 
 def work(job: Job) -> None:
     """Train a job's run, unless that is done, and measure it at the other lengths."""
+    load_plugins(job.plugins)
     if job.run.threads:
         torch.set_num_threads(job.run.threads)
     if job.run.overwrite or read_result(job.folder).get("status") != "finished":

@@ -50,6 +50,7 @@ from tokenizers import Tokenizer
 from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, pack_weights, read_checkpoint, steps_saved
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
+from harness.plugins import LOADED
 from harness.processes import ALONE, World, whole
 from harness.ranges import read_section
 from harness.rotation import as_longrope
@@ -254,6 +255,7 @@ class RunFolder:
         # overwrite and resume say what to do with a folder, once: config.yaml, used again, must not do it again
         sections = {name: asdict(config) for name, config in configs.items()}
         sections["run"] |= {"overwrite": False, "resume": False}
+        sections |= {"plugin": LOADED} if LOADED else {}
         write_whole(self.path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
         mode = "a" if last else "w"
         self.metrics: TextIO = open(self.path / "metrics.jsonl", mode, encoding="utf-8", buffering=1)  # noqa: SIM115

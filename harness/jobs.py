@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from harness.cluster import SubmittedJob
 from harness.corpora import DataConfig
 from harness.messages import RunFailed, run
+from harness.plugins import LOADED
 from harness.runs import read_metrics
 from model import ModelConfig
 
@@ -30,6 +31,7 @@ class Job:
     data: DataConfig
     model: ModelConfig
     run: Any  # train.py's RunConfig
+    plugins: list[str] = field(default_factory=LOADED.copy)  # for a process of its own to load
 
     @property
     def name(self) -> str:

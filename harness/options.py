@@ -4,12 +4,14 @@ python train.py --config configs/rope.yaml --model.d_model 256
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from harness.help_text import HelpAction
 from harness.messages import BadInput, nearest
 from harness.ranges import explain
 
@@ -25,10 +27,17 @@ def describe_type(kind: str) -> str:
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser with every error in one line that suggests the nearest right name."""
+    """jsonargparse's parser with a short --help, and every error in one line that suggests the nearest right name.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)  # a short form would change its meaning with each option
+    Args:
+        essential: the options of sections that `--help` shows; those of no section are always there.
+    """
+
+    def __init__(self, *args: Any, essential: Collection[str] = (), **kwargs: Any) -> None:
+        # a short form of an option would change its meaning with each new one
+        super().__init__(*args, allow_abbrev=False, add_help=False, **kwargs)
+        self._add_action(HelpAction())
+        self.essential = essential
         self.sections: dict[str, type] = {}  # the class behind each section of options
 
     def add_class_arguments(self, theclass: type, nested_key: str, **kwargs: Any) -> Any:
@@ -129,7 +138,7 @@ class ConfigFile(ActionConfigFile):
         if not isinstance(sections, dict):
             raise BadInput(f"--config {value} holds no sections: write `model:` and below it, indented, `d_model: 256`")
         for name, content in sections.items():
-            if not isinstance(content, dict):
+            if not isinstance(content, dict) and name != "plugin":
                 raise BadInput(
                     f"--config {value}: {name} is {content!r} and not a section of options: write `model:` and below "
                     "it, indented, `d_model: 256`"

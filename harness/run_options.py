@@ -15,10 +15,18 @@ from pydantic.dataclasses import dataclass
 from data import Corpus, DataConfig
 from harness.messages import BadInput
 from harness.options import ConfigFile, Parser
+from harness.plugins import load_plugins
 from harness.ranges import AT_LEAST_1, STRICT
 from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_other_shape
 from model import ModelConfig
 from positions import SCHEMES
+
+ESSENTIAL = {  # what `--help` shows
+    *("data.corpus", "data.tokenizer", "data.vocab_size", "model.position", "model.d_model", "model.n_layer"),
+    *("model.n_head", "model.seq_len", "model.rope.scaling", "model.rope.factor", "run.out", "run.name", "run.seed"),
+    *("run.steps", "run.batch_size", "run.learning_rate", "run.eval_every", "run.precision", "run.device"),
+    *("run.threads", "run.compile", "run.wandb", "run.overwrite", "run.resume", "run.init_from"),
+}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -93,8 +101,10 @@ class RunOptions:
 
 def make_run_parser(prog: str, description: str, run_config: type[RunOptions]) -> Parser:
     """A command line with every option of a run."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, essential=ESSENTIAL)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of values; may be given several times")
+    what = "experiments.NAME, a module of this tree that adds a scheme or a task; may be given several times"
+    parser.add_argument("--plugin", action="extend", nargs="+", type=str, help=what)
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(run_config, "run")
@@ -115,6 +125,7 @@ def parse_run(
         BadInput: for whatever is wrong with it, by name.
     """
     given = parse_explicit(argv, parser)
+    load_plugins(given.get("plugin"))
     folder = given.get("run.init_from")
     old = load_start(folder) if folder else None
     if old:

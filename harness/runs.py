@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from harness.byte_level import read_tokenizer
 from harness.corpora import DataConfig
 from harness.messages import BadInput
+from harness.plugins import load_plugins
 from harness.ranges import explain, read_section
 from model import ModelConfig, Transformer
 
@@ -96,6 +97,7 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
     file = "config.yaml"
     try:
         sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
+        load_plugins(sections.get("plugin"), f"{path / file}: plugin")
         config = read_section(ModelConfig, sections["model"])
         data, settings = read_section(DataConfig, sections["data"]), dict(sections["run"])
         file = "tokenizer.json"
@@ -107,6 +109,8 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
             raise ValueError("its sha256 is not the one in result.json")
         model = Transformer(config)
         model.load_state_dict(load(content))
+    except BadInput:
+        raise
     except (PermissionError, MemoryError) as error:  # it may be whole
         why = getattr(error, "strerror", None) or "not enough memory"
         raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
