@@ -3,7 +3,6 @@
 .venv/bin/python -m pytest tests/test_repository.py
 """
 
-import inspect
 import itertools
 import json
 import re
@@ -200,12 +199,6 @@ def test_every_link_leads_to_a_file_or_a_heading_that_exists(page):
 def test_the_readme_leads_to_every_page_of_docs():
     readme = README.read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name}" not in readme] == []
-
-
-def test_the_readme_shows_its_example_of_a_scheme_as_it_is():
-    shown = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
-    code = inspect.getsource(SCHEMES["kerple"])
-    assert shown == re.sub(r'    """.*?"""\n\n', "", code, count=1, flags=re.DOTALL)
 
 
 def test_the_pages_name_only_scripts_targets_and_configs_that_exist():
