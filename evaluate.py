@@ -44,7 +44,7 @@ from harness.provenance import versions
 from harness.retrieval import empty_rows, measure_accuracy
 from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run, read_result
-from harness.scalings import add_rope_options, position_at, variants
+from harness.scalings import add_rope_options, choose_scalings, make_position
 from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
 from harness.tasks import TaskCorpus
 from model import Transformer
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     on_task = loaded.data.corpus.startswith("task:")
     protocols = list(dict.fromkeys(asked.protocols or [RETRIEVAL if on_task else "fixed"]))
     refuse_unfit(asked, protocols, loaded, on_task)
-    compared = variants(loaded, vars(given) if given else {}, asked.scalings)
+    compared = choose_scalings(loaded, vars(given) if given else {}, asked.scalings)
     corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], trained)
     if read_result(loaded.path).get("data_sha256", corpus.sha256) != corpus.sha256:
         raise BadInput(
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not 1 <= stride <= longest_stride:
         raise BadInput(f"--stride {stride} must be between 1 and {longest_stride}, or some targets would not be scored")
     positions = {  # made before the work begins, so that mistakes are reported now
-        (scaling, length): position_at(loaded, fields, length).to(device) if fields else loaded.model.position
+        (scaling, length): make_position(loaded, fields, length).to(device) if fields else loaded.model.position
         for scaling, fields in compared.items()
         for length in lengths
     }

@@ -32,7 +32,7 @@ from harness.options import Parser
 from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import Text, compile_for_sampling, sample_several, trial
-from harness.scalings import add_rope_options, position_at, variants
+from harness.scalings import add_rope_options, choose_scalings, make_position
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH
 
@@ -147,9 +147,9 @@ def print_samples(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
 
 def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
     """Override the run's rotary options for contexts of up to `length` tokens; warn if they do not reach that far."""
-    ((scaling, fields),) = variants(loaded, given, None).items()
+    ((scaling, fields),) = choose_scalings(loaded, given, None).items()
     if given:
-        loaded.model.position = position_at(loaded, fields, length)
+        loaded.model.position = make_position(loaded, fields, length)
     if scaling is None:
         return
     config, trained = loaded.model.position.config, loaded.model_config.seq_len

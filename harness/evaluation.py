@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.pictures import draw_heat_maps, plotting
+from harness.pictures import Line, draw_by_length, draw_heat_maps, plotting
 from harness.retrieval import name_quarter
 from harness.tables import markdown
 
@@ -98,19 +98,12 @@ def draw_losses(results: list[dict[str, Any]], scheme: str, trained: int, path: 
         by_position = protocol == "by-position"
         rows = [row for row in rows if not by_position or row["length"] == longest]
         rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
-        crops = {row["x"]: row["crop_loss"] for row in rows}
-        axis.plot(list(crops), list(crops.values()), color="black", linewidth=1, label=f"cropped to {trained}")
+        lines = [Line(f"cropped to {trained}", {row["x"]: [row["crop_loss"]] for row in rows}, "black", "-", "")]
         for scaling, group in group_by(rows, "scaling").items():
-            color, dash, marker = STYLE[scaling]
-            look = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.6}
-            axis.plot([row["x"] for row in group], [row["loss"] for row in group], **look, label=scaling or scheme)
-        axis.axvline(trained, color="black", linewidth=0.8, linestyle=":")  # the trained length
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(crops), [str(x) for x in crops], fontsize=8)
-        axis.minorticks_off()
-        axis.set_xlabel(f"tokens before the target, windows of {longest}" if by_position else "tokens of context")
+            lines.append(Line(scaling or scheme, {row["x"]: [row["loss"]] for row in group}, *STYLE[scaling]))
+        draw_by_length(axis, lines, trained)
+        if by_position:
+            axis.set_xlabel(f"tokens before the target, windows of {longest}")
         axis.set(ylabel="loss, nats per token", title=protocol)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What pictures share."""
+"""What pictures share: matplotlib itself, lines by context length, heat maps."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from harness.tables import interval
 
 
 def plotting() -> Any:
-    """matplotlib's pyplot, for pictures that go to files: no screen is needed, nor what a notebook's MPLBACKEND names.
+    """matplotlib's pyplot for pictures in files, which need no screen and no backend that a notebook has set.
 
-    Here and not above: it takes a second, and most scripts draw nothing.
+    It is imported here because that takes a second, and most scripts draw nothing.
     """
     os.environ["MPLBACKEND"] = "Agg"  # before the import, which refuses a name that is not installed
     import matplotlib
@@ -27,7 +27,7 @@ def plotting() -> Any:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a picture: values over seeds at each length of context, and its look."""
+    """A line of a picture: the values of all seeds at each context length, and its look."""
 
     label: str
     points: dict[int, list[float]]
@@ -37,26 +37,29 @@ class Line:
 
 
 def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
-    """Means against length of context, with bars for their intervals; lines stand side by side, so equal ones are seen.
+    """Means against context length, with bars for their intervals; lines are set apart, so that equal ones are seen.
 
     Args:
-        axis: of matplotlib.
-        lines: what to draw; a line of one seed says so in the legend.
+        axis: matplotlib's.
+        lines: what to draw; a line of one seed among others of several says so in the legend.
         trained: the trained length, which is marked.
     """
+    several = any(len(values) > 1 for line in lines for values in line.points.values())
     for i, line in enumerate(lines):
         middles, halves = zip(*(interval(values) for values in line.points.values()), strict=True)
-        label = line.label + " (1 seed)" * (set(halves) == {None})
+        label = line.label + " (1 seed)" * (several and set(halves) == {None})
         places = [length * 2 ** (0.04 * (i - (len(lines) - 1) / 2)) for length in line.points]
-        axis.plot(places, middles, color=line.color, linestyle=line.dash, marker=line.marker, label=label)
+        look = {"color": line.color, "linestyle": line.dash, "marker": line.marker, "markersize": 5}
+        axis.plot(places, middles, **look, label=label)
         if None not in halves:
             edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
             axis.vlines(places, *edges, color=line.color, alpha=0.6, linewidth=1.5)
     lengths = sorted({length for line in lines for length in line.points})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [str(length) for length in lengths])
+    axis.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
+    axis.minorticks_off()
     axis.axvline(trained, color="black", linewidth=0.8, linestyle=":")
-    axis.set_xlabel("tokens of context")
+    axis.set_xlabel("tokens of context (dotted: trained length)")
     axis.grid(alpha=0.25)
     if lines:
         frame_lines(axis)
@@ -64,7 +67,7 @@ def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
 
 
 def frame_lines(axis: Any) -> None:
-    """Let the frame hold the lines, and cut bars that reach out of it: those of two seeds would dwarf the rest."""
+    """Fit the frame to the lines and cut off bars beyond it, because those of two seeds would dwarf the lines."""
     values = [value for line in axis.get_legend_handles_labels()[0] for value in line.get_ydata()]
     margin = 0.06 * (max(values) - min(values)) or 0.1
     axis.set_ylim(min(values) - margin, max(values) + margin)
@@ -73,7 +76,7 @@ def frame_lines(axis: Any) -> None:
 def draw_heat_maps(
     panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path
 ) -> None:
-    """Rows of panels, each a title and (row, length) to accuracy. Every cell says its number; n/a where it is None."""
+    """Rows of panels, each a title and accuracy by (row, length). Each cell shows its number, or n/a for None."""
     plt = plotting()
     height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
     figure, axes = plt.subplots(

@@ -9,7 +9,7 @@ from typing import Any
 from harness.folder import MAY_DIFFER
 from harness.jobs import Job, read_lengths
 from harness.messages import BadInput
-from harness.pictures import draw_heat_maps, frame_lines, plotting
+from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, plotting
 from harness.provenance import commit, versions
 from harness.ranges import with_todays_names
 from harness.runs import read_metrics, read_result
@@ -184,50 +184,39 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
 
 def draw_curves(summary: dict[str, Any], path: Path, out: Path) -> None:
     """Two panels: validation loss against steps, and loss on the same targets against context length."""
-    plt, trained = plotting(), summary["config"]["model"]["seq_len"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    plt, lines = plotting(), []
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     for scheme, runs in group_by_scheme(summary).items():
-        curves: dict[int, list[float]] = {}
+        curve: dict[int, list[float]] = {}
         lengths: dict[int, list[float]] = {}
         for run_ in runs:
             for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
                 if event["split"] == "val" and event["loss"] is not None:
-                    curves.setdefault(event["step"], []).append(event["loss"])
+                    curve.setdefault(event["step"], []).append(event["loss"])
             for length, loss in run_["loss_by_length"].items():
                 if loss is not None:
                     lengths.setdefault(int(length), []).append(loss)
-        for axis, points in ((left, curves), (right, lengths)):
-            draw_band(axis, points, SCHEMES[scheme])
+        look = SCHEMES[scheme]
+        middles, halves = zip(*(interval(values) for values in curve.values()), strict=True)
+        line = {"color": look.color, "linestyle": look.dash, "marker": look.marker, "markersize": 5}
+        left.plot(list(curve), middles, **line, label=look.label)
+        if None not in halves:
+            low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
+            left.fill_between(list(curve), low, high, color=look.color, alpha=0.15, linewidth=0)
+        lines.append(Line(look.label, lengths, look.color, look.dash, look.marker))
     seeds, windows = len({run_["seed"] for run_ in summary["runs"]}), summary["config"]["run"]["eval_windows"]
     over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
     left.set(xlabel="steps", ylabel=f"validation loss on {windows} windows, nats per token", title=f"Learning ({over})")
-    right.axvline(trained, color="black", linewidth=0.8, linestyle=":")
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (-3, 0), "textcoords": "offset points"}
-    style = {"ha": "right", "va": "top", "rotation": 90, "fontsize": 8}
-    right.annotate(f"trained length {trained}", (trained, 0.98), **place, **style)
-    right.set_xscale("log", base=2)
-    ticks = [int(length) for length in summary["runs"][0]["loss_by_length"]]
-    right.set_xticks(ticks, [str(tick) for tick in ticks])
+    frame_lines(left)
+    left.grid(alpha=0.25)
+    left.legend(fontsize=8, handlelength=4)
+    draw_by_length(right, lines, summary["config"]["model"]["seq_len"])
     what, title = "the same last tokens", "Same targets, other lengths"
     if is_on_tasks(summary):
         what, title = "answers", "Other lengths"
-    right.set(xlabel="tokens of context", ylabel=f"loss on {what}, nats", title=title)
-    for axis in (left, right):
-        frame_lines(axis)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, handlelength=4.5)
+    right.set(ylabel=f"loss on {what}, nats", title=title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def draw_band(axis: Any, points: dict[int, list[float]], scheme: Any) -> None:
-    """The mean at each point as a line in the scheme's look, and its interval as a band."""
-    middles, halves = zip(*(interval(values) for values in points.values()), strict=True)
-    look = {"color": scheme.color, "linestyle": scheme.dash, "marker": scheme.marker, "label": scheme.label}
-    axis.plot(list(points), middles, **look, markersize=5, linewidth=1.6)
-    if None not in halves:
-        low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
-        axis.fill_between(list(points), low, high, color=scheme.color, alpha=0.15, linewidth=0)
 
 
 def draw_accuracies(summary: dict[str, Any], path: Path) -> None:

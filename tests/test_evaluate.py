@@ -370,8 +370,8 @@ def test_options_lie_over_those_of_the_run(copy):
 
     def config(scaling=None, **given):
         given |= {"scaling": scaling} if scaling else {}
-        ((name, fields),) = scalings.variants(loaded, given, None).items()
-        settled = scalings.position_at(loaded, fields, 64).config
+        ((name, fields),) = scalings.choose_scalings(loaded, given, None).items()
+        settled = scalings.make_position(loaded, fields, 64).config
         assert settled.scaling == name
         return settled
 
@@ -386,11 +386,11 @@ def test_options_lie_over_those_of_the_run(copy):
 
 
 def test_the_original_length_is_the_trained_one_where_none_is_on_record(loaded):
-    (fields,) = scalings.variants(loaded, {"scaling": "yarn"}, None).values()
+    (fields,) = scalings.choose_scalings(loaded, {"scaling": "yarn"}, None).values()
     assert fields["original_length"] == L
-    assert scalings.position_at(loaded, fields, 64).config.factor == 4
-    (fields,) = scalings.variants(loaded, {"scaling": "yarn", "original_length": 32}, None).values()
-    assert scalings.position_at(loaded, fields, 64).config.factor == 2
+    assert scalings.make_position(loaded, fields, 64).config.factor == 4
+    (fields,) = scalings.choose_scalings(loaded, {"scaling": "yarn", "original_length": 32}, None).values()
+    assert scalings.make_position(loaded, fields, 64).config.factor == 2
 
 
 def test_several_scalings_give_what_each_gives_alone(sharp_run, measure):

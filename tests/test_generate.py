@@ -24,7 +24,7 @@ import train
 from harness import byte_level, devices, messages, sampling
 from harness.messages import BadInput, RunFailed
 from harness.runs import load_finished_run
-from harness.scalings import overlay, position_at
+from harness.scalings import make_position, override_options
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 
@@ -574,8 +574,8 @@ def test_every_scaling_draws_what_full_passes_draw_across_the_trained_length(dec
     given = dict(
         zip([flag.removeprefix("--rope.") for flag in flags[::2]], map(yaml.safe_load, flags[1::2]), strict=True)
     )
-    fields = overlay(loaded.model_config.rope, given, given["scaling"], 16)
-    loaded.model.position = position_at(loaded, fields, len(ids) + tokens - 1)
+    fields = override_options(loaded.model_config.rope, given, given["scaling"], 16)
+    loaded.model.position = make_position(loaded, fields, len(ids) + tokens - 1)
     drawn = greedy(loaded.model, ids, tokens)
     shown = list(itertools.takewhile(loaded.tokenizer.token_to_id(byte_level.SPECIAL_TOKENS[0]).__ne__, drawn))
     note = "[the model ended its text]\n" if len(shown) < tokens else ""
