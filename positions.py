@@ -1,8 +1,8 @@
-"""Every way of telling a transformer about order, behind one interface of three hooks.
+"""Ways of telling a transformer about order, behind one interface of three hooks.
 
-    1 embed   x + p(positions)          sinusoidal, learned      once, at the bottom
-    2 rotate  q, k by their positions   rope                     in every attention layer
-    3 bias    scores + b(q_pos, k_pos)  alibi, t5, kerple        in every attention layer
+    1 embed   x + p(positions)          sinusoidal, learned      once, before the first layer
+    2 rotate  q, k by their positions   rope                     in every layer, by angles computed once
+    3 bias    scores + b(q_pos, k_pos)  alibi, t5, kerple        computed once, added in every layer
 
 Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. What depends on
 them is computed when asked for, in float32 or wider, never kept in a buffer: a bfloat16 cannot tell 257 from 256.
@@ -25,42 +25,42 @@ from rope import DEPEND_ON_LENGTH, RopeConfig, cos_sin, frequencies, rotated_wid
 class Position(nn.Module):
     """How a transformer knows order. A scheme overrides one hook and inherits the others; `none` overrides nothing.
 
-    Even so a causal decoder is no bag of words: its mask lets token 5 see four tokens before it, and that count alone
-    can tell position (NoPE: 2203.16634, 2305.19466). One instance serves all layers; config is a `model.ModelConfig`.
+    One instance serves all layers; its config is a `model.ModelConfig`. Even with `none` a causal decoder is no bag of
+    words: the token at position p sees p others, and that count alone can tell p (NoPE: 2203.16634, 2305.19466).
     """
 
-    Options: type | None = None  # a dataclass of the scheme's own options: config.NAME, and --model.NAME.* for users
+    Options: type | None = None  # a dataclass of its own options: --model.NAME.* for users, config.options here
     label, color, dash, marker = "none", "#999999", (0, (1, 1)), "x"  # how pictures show it
     in_comparison = False  # whether compare.py trains it by default
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.longest: int | None = None  # the number of positions there are; None where positions never end
-        self.d_key = config.d_head  # the width of queries and keys after `rotate`
+        self.longest: int | None = None  # positions are 0 .. longest - 1; None where they never end
+        self.d_key = config.d_head  # the width of q and k after `rotate`; a scheme may widen them
 
     @classmethod
     def settle(cls, config: Any) -> Any:
-        """The scheme's options, all defaults filled in. Raises ValueError for a model that the scheme does not fit."""
+        """The options, with what follows from the model filled in. Raises ValueError for a model that does not fit."""
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
-        """What one of the scheme's parameters starts as; None for the model's own rule, N(0, init_std)."""
+        """What the parameter self.NAME starts as; None for the model's own rule, N(0, init_std)."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings with what the scheme adds to them: (B, T, C), (T,) -> (B, T, C)."""
         return x
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Any:
-        """What `rotate` needs of the positions, (T,), for activations of this dtype; computed once a forward pass."""
+        """What `rotate` is handed in every layer: computed from the positions, (T,), once per forward pass."""
 
     def rotate(self, q: Tensor, k: Tensor, angles: Any, layer: int) -> tuple[Tensor, Tensor]:
-        """Queries (B, H, T, D) and keys (B, Hkv, T, D) of a layer, 0 .. n_layer - 1, turned: (..., d_key) each."""
+        """Queries (B, H, T, D) and keys (B, Hkv, T, D) of the same positions, turned: (..., d_key). Layers: from 0."""
         return q, k
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """What is added to every score after the division by sqrt(D): (Tq,), (Tk,) -> (H, Tq, Tk), or None."""
 
     def outdates_cache(self, used: int, positions: Tensor) -> bool:
-        """Whether keys cached for the first `used` of these positions, (T,), would be other keys if computed now."""
+        """Whether keys cached for positions[:used] would be other keys if computed now, for all the positions, (T,)."""
         return False
 
 
@@ -80,8 +80,7 @@ class Sinusoidal(Position):
 
         PE[p, 2i] = sin(p theta_i),  PE[p, 2i+1] = cos(p theta_i),  theta_i = 10000^(-2i/d_model)
 
-    RoPE's frequencies over the whole width, added where RoPE multiplies. The paper's amplitude of 1 would drown
-    embeddings that start at `init_std`: smaller waves do better (results/SWEEPS.md).
+    RoPE's frequencies, added where RoPE rotates. The paper's amplitude is 1; here less does better (results/SWEEPS.md).
     """
 
     Options = SinusoidalOptions
@@ -109,7 +108,7 @@ class PastTheEnd(ValueError):
 
 
 class Learned(Position):
-    """One trained vector per position, added to the embeddings once (GPT-2, BERT). Past the table there is nothing."""
+    """One trained vector per position, added to the embeddings once (GPT-2, BERT). Past the table there is none."""
 
     label, color, dash, marker, in_comparison = "learned", "#009E73", "-.", "^", True
 
@@ -120,7 +119,7 @@ class Learned(Position):
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         outside = (positions < 0) | (positions >= self.longest)  # (T,)
-        if not torch.compiler.is_compiling() and outside.any():  # a look at values would break a compiled graph in two
+        if not torch.compiler.is_compiling() and outside.any():  # not checked there: it would break the graph in two
             raise PastTheEnd(f"learned positions end at {self.longest}: there is no {int(positions[outside][0])}")
         return x + self.table[positions].to(x.dtype)
 
@@ -128,8 +127,8 @@ class Learned(Position):
 class Alibi(Position):
     """A penalty that grows linearly with distance, at another slope for every head (Press et al., 2108.12409).
 
-    score += -slope_h |m - k|, not divided by sqrt(D). For H = 2^a heads slope_h = 2^(-8h/H), h = 1 .. H. Otherwise the
-    slopes of the next smaller power of two, and then every second one of the next larger.
+    score += -slope_h |m - k| for a query at m and a key at k, not divided by sqrt(D). For H = 2^a heads slope_h is
+    2^(-8h/H), h = 1 .. H; for others those of the power of two below H, then the 1st, 3rd, ... of the power above.
     """
 
     label, color, dash, marker, in_comparison = "ALiBi", "#0072B2", (0, (5, 1, 1, 1, 1, 1)), "D", True
@@ -148,7 +147,8 @@ class Alibi(Position):
 class Kerple(Position):
     """A penalty that grows with the logarithm of distance, its scale and its bend trained for each head (2205.09921).
 
-    score += -p_h ln(1 + a_h (m - k)), one p and one a per head for all layers, both kept at 0.01 or more where used.
+    score += -p_h ln(1 + a_h (m - k)), p and a the same in all layers. Where used they are 0.01 at least, and their
+    gradient passes as if nothing held them there, so that they can come back.
     """
 
     label, color, dash, marker = "KERPLE", "#56B4E9", (0, (3, 1, 1, 1)), "P"
@@ -162,8 +162,8 @@ class Kerple(Position):
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, None] - k_positions).clamp(min=0)  # (Tq, Tk); later keys are masked
-        p, a = (part.float().clamp(min=0.01)[:, None, None] for part in (self.p, self.a))  # (H, 1, 1) each
-        return -p * torch.log1p(a * distance)  # (H, Tq, Tk)
+        p, a = (x.float() + (x.clamp(min=0.01) - x).float().detach() for x in (self.p, self.a))  # (H,) each
+        return -p[:, None, None] * torch.log1p(a[:, None, None] * distance)  # (H, Tq, Tk)
 
 
 class T5(Position):
@@ -189,7 +189,7 @@ class T5(Position):
 def t5_bucket(distance: int, buckets: int = T5.BUCKETS, max_distance: int = T5.MAX_DISTANCE) -> int:
     """Which bucket a distance in tokens (query minus key, at least 0) falls into, for a causal decoder.
 
-    The first half has a bucket a distance, the second half is logarithmic, and the last bucket has all that is farther.
+    Half of the buckets hold one distance each, the others grow with its logarithm, and the last holds all the rest.
     """
     exact = buckets // 2
     far = exact + int(math.log(max(distance, exact) / exact) / math.log(max_distance / exact) * exact)
@@ -200,7 +200,7 @@ class Rope(Position):
     """Queries and keys turned by their positions in every layer (RoFormer, 2104.09864); the mathematics is in rope.py.
 
     The attention factor of yarn and longrope multiplies cos and sin, so it reaches the rotated features only. With
-    `learn_factors` every pair has a trained number, the logarithm of what its frequency is divided by, at first 0.
+    `learn_factors` theta_j becomes theta_j exp(-log_factor_j), trained from 0, for all heads and layers alike.
     """
 
     Options = RopeConfig
@@ -210,15 +210,15 @@ class Rope(Position):
         super().__init__(config)
         self.config, self.d_head = config.options, config.d_head
         self.fixed = None if self.config.scaling in DEPEND_ON_LENGTH else frequencies(self.config, self.d_head, 0)
-        pairs = rotated_width(self.config, self.d_head) // 2
-        self.log_factor = nn.Parameter(torch.zeros(pairs)) if self.config.learn_factors else None  # (D_rot/2,)
+        log_factor = torch.zeros(rotated_width(self.config, self.d_head) // 2)  # (D_rot/2,)
+        self.log_factor = nn.Parameter(log_factor) if self.config.learn_factors else None
 
     @classmethod
     def settle(cls, config: Any) -> RopeConfig:
         rope, L = config.options, config.options.original_length
         if rope.scaling == "longrope" and L and not (rope.factor or rope.attention_factor):
-            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # extended length over original length
-        frequencies(rope, config.d_head, config.seq_len)  # refuses what cannot be rotated, by name
+            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # its one use is in the attention factor
+        frequencies(rope, config.d_head, config.seq_len)  # raises a ValueError for options that do not fit
         return rope
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -237,15 +237,15 @@ class Rope(Position):
         return turn(q, *angles, self.config.layout), turn(k, *angles, self.config.layout)
 
     def outdates_cache(self, used: int, positions: Tensor) -> bool:
-        lengths = positions[:used], positions
-        return self.fixed is None and not torch.equal(*(self.frequencies_at(part)[0] for part in lengths))
+        then, now = (self.frequencies_at(part)[0] for part in (positions[:used], positions))
+        return self.fixed is None and not torch.equal(then, now)
 
     def frequencies_at(self, positions: Tensor) -> tuple[Tensor, float]:
         return self.fixed or frequencies(self.config, self.d_head, int(positions.max()) + 1)
 
 
 def on_device(table: Tensor, like: Tensor) -> Tensor:
-    """A float64 table on another tensor's device; in float32 on Apple's MPS, which has no float64."""
+    """A table in float64 on another tensor's device; in float32 on Apple's MPS, which has no float64."""
     return table.to(like.device, torch.float32 if like.device.type == "mps" else torch.float64)
 
 

@@ -5,26 +5,29 @@ their product depends on the two positions through the distance between them alo
 
     <f(q, m), f(k, n)> = g(q, k, m - n)
 
-Take two features first, and read the pair as one complex number. Turn it by an angle proportional to its position:
+Take two features first, (x, y), and read them as the complex number x + iy. Turn it in proportion to its position:
 
     f(q, m) = q e^{i m theta}                                                              (eq. 12)
 
-The product of two real vectors is Re[a b*] of the complex numbers that they are, so a score is
+The dot product of two pairs a and b is Re[a b*], so a score is
 
     <f(q, m), f(k, n)> = Re[ q e^{i m theta}  (k e^{i n theta})* ]
                        = Re[ q e^{i m theta}  k* e^{-i n theta} ]      conjugating turns the key the other way
                        = Re[ q k*  e^{i (m - n) theta} ]               and only the distance is left: that is g
 
-In real numbers the turn is a 2 x 2 matrix, rows (cos m theta, -sin m theta) and (sin m theta, cos m theta). A head of d
-features has d/2 pairs, each with a frequency of its own: fast pairs tell near tokens apart, slow pairs far ones. All
-turns together are a block-diagonal matrix R_m (eq. 14, 15), and since R_m^T R_n = R_{n-m},
+A head of d features has d/2 pairs, each with a frequency of its own. A pair is back where it was after 2 pi / theta
+tokens, so fast pairs tell near tokens apart, slow pairs far ones:
 
-    q_m . k_n = (R_m W_q x_m)^T (R_n W_k x_n) = x_m^T W_q^T R_{n-m} W_k x_n                 (eq. 16)
-    theta_i   = base^(-2i/d),  i = 0 .. d/2 - 1                                            (radians per token)
+    theta_j = base^(-2j/d),  j = 0 .. d/2 - 1                                              (radians per token)
 
-No parameter is added, a vector keeps its length, and position 0 is not turned. A matrix of mostly zeros is never
-multiplied: `turn` does eq. 34, elementwise. A `scaling` slows frequencies, so that a model can be used past the length
-that it was trained on; yarn and longrope also make what they rotate longer, by an attention factor.
+In real numbers a turn is a 2 x 2 matrix, rows (cos m theta, -sin m theta) and (sin m theta, cos m theta), and all turns
+of a head are one block-diagonal matrix R_m (eq. 14, 15). Since R_m^T R_n = R_{n-m}, here too only the distance is left:
+
+    (R_m W_q x_m)^T (R_n W_k x_n) = x_m^T W_q^T R_{n-m} W_k x_n                             (eq. 16)
+
+No parameter is added, a vector keeps its norm, and position 0 is not turned. R_m is never built: `turn` works pair by
+pair (eq. 34). Past the trained length slow pairs come to angles never seen in training; a `scaling` slows them. Two of
+the scalings have an attention factor too, which the caller multiplies cos and sin by.
 """
 
 import math
@@ -36,71 +39,70 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 Layout = Literal["interleaved", "half-split"]
-"""Which two features form a pair: 2i with 2i + 1, neighbours, as in the paper; or i with i + d/2, as in GPT-NeoX, Llama
-and the transformers library. They are one function up to a fixed reordering of features (`to_half_split`), but weights
-trained with one and run with the other give fluent nonsense.
+"""Which two features form a pair: 2j with 2j + 1, neighbours, as in the paper; or j with j + d/2, as in GPT-NeoX, Llama
+and the transformers library. They are one function up to a fixed order of features (`half_split_order`), but weights
+trained with one layout and run with the other give nonsense, without an error.
 """
 
 
 def frequencies(config: "RopeConfig", d_head: int, length: int) -> tuple[Tensor, float]:
-    """How fast each pair of features turns, and what its cos and sin are multiplied by.
+    """How fast each pair of features turns, and the attention factor. What the options mean: see `RopeConfig`.
 
     Args:
         config: base, fraction, scaling and its options.
         d_head: width of a head, features.
-        length: the length in use (n), the largest position + 1, tokens. Only dynamic and longrope look at it.
+        length: the length in use, the largest position + 1, tokens. Only dynamic and longrope look at it.
 
     Returns:
         theta, one frequency per rotated pair, radians per token, (D_rot / 2,), float64; and the attention factor.
 
     Raises:
-        ValueError: for options that do not fit the width of the head, by name.
+        ValueError: naming the option that does not fit the head's width.
     """
-    d = rotated_width(config, d_head)
-    i = torch.arange(d // 2, dtype=torch.float64)
-    b, s, L, n = config.base, config.factor or 1.0, config.original_length, length
-    theta = b ** (-2 * i / d)
+    d = rotated_width(config, d_head)  # D_rot: d_head, or less where only a part is rotated
+    j = torch.arange(d // 2, dtype=torch.float64)
+    base, s, L = config.base, config.factor or 1.0, config.original_length
+    theta = base ** (-2 * j / d)
 
     match config.scaling:
         case "linear":  # Position Interpolation (2306.15595): squeezes positions, m / s, and so slows all pairs alike
             return theta / s, 1.0
-        case "ntk":  # NTK-aware: a base b' that slows the slowest pair by s, the fastest not at all, i by s^(2i/(d-2))
-            return (b * s ** (d / (d - 2))) ** (-2 * i / d), 1.0
+        case "ntk":  # NTK-aware: a larger base. Pair j is slowed by s^(2j/(d-2)): the first not at all, the last by s
+            return (base * s ** (d / (d - 2))) ** (-2 * j / d), 1.0
         case "dynamic":  # dynamic NTK: unchanged up to L, past it a base that grows with the length in use
-            stretch = s * n / L - (s - 1) if n > L else 1.0
-            return (b * stretch ** (d / (d - 2))) ** (-2 * i / d), 1.0
+            stretch = s * length / L - (s - 1) if length > L else 1.0
+            return (base * stretch ** (d / (d - 2))) ** (-2 * j / d), 1.0
         case "yarn":  # YaRN (2309.00071): fast pairs keep their speed, slow ones are divided by s, a ramp lies between
-            turns = config.option("beta_fast"), config.option("beta_slow")  # within L
-            low, high = (d * math.log(L / (2 * math.pi * r)) / (2 * math.log(b)) for r in turns)
+            turns = config.option("beta_fast"), config.option("beta_slow")  # within L: what makes a pair fast, or slow
+            first, last = (d * math.log(L / (2 * math.pi * r)) / (2 * math.log(base)) for r in turns)  # pairs like that
             if config.option("truncate"):
-                low, high = math.floor(low), math.ceil(high)
-            low, high = max(low, 0), min(high, d - 1)  # indices of pairs, and d - 1 as the authors have it
-            if low > high:
-                raise ValueError(f"rope.scaling yarn has no pair to slow at rope.base {b:g}: choose a larger base")
-            ramp = ((i - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0 fast, 1 slow
-            return theta / s * ramp + theta * (1 - ramp), config.attention_factor or 0.1 * math.log(s) + 1
-        case "longrope":  # LongRoPE (2402.13753): a searched divisor for each pair, one list up to L, another past it
-            divisors = torch.tensor(config.long_factor if n > L else config.short_factor, dtype=torch.float64)
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, d - 1)  # the authors' d - 1, though pairs end at d/2 - 1
+            if first > last:
+                raise ValueError(f"rope.scaling yarn has no ramp at rope.base {base:g} and rope.original_length {L}")
+            slow = ((j - first) / (last - first if last != first else 0.001)).clamp(0, 1)  # 0 fast, 1 slow
+            return theta / s * slow + theta * (1 - slow), config.attention_factor or 0.1 * math.log(s) + 1
+        case "longrope":  # LongRoPE (2402.13753): a divisor for each pair, found by search, and other ones past L
+            divisors = torch.tensor(config.long_factor if length > L else config.short_factor, dtype=torch.float64)
             return theta / divisors, config.attention_factor or math.sqrt(1 + math.log(s) / math.log(L))
-        case "llama3":  # Llama 3.1: short wavelengths unchanged, long ones divided by s, a blend between
-            low, high = config.option("low_freq_factor"), config.option("high_freq_factor")
-            wavelength = 2 * math.pi / theta
-            kept = ((L / wavelength - low) / (high - low)).clamp(0, 1)  # 1 short wavelengths, 0 long ones
-            return (1 - kept) * theta / s + kept * theta, 1.0
-        case "proportional":  # the first share of all pairs turns as usual, the others not at all
-            turned = int((config.fraction * d_head + 1e-9) // 2)
-            return torch.where(i < turned, theta, 0.0) / s, 1.0
+        case "llama3":  # Llama 3.1: as yarn, with a blend in turns within L instead of a ramp in pairs
+            few, many = config.option("low_freq_factor"), config.option("high_freq_factor")
+            fast = ((L * theta / (2 * math.pi) - few) / (many - few)).clamp(0, 1)  # 0 slow, 1 fast
+            return (1 - fast) * theta / s + fast * theta, 1.0
+        case "proportional":  # the first (fastest) `fraction` of all pairs turns, by theta / s, the others not at all
+            n_turned = int((config.fraction * d_head + 1e-9) // 2)
+            return torch.where(j < n_turned, theta, 0.0) / s, 1.0
     return theta, 1.0
 
 
 def rotate(x: Tensor, positions: Tensor, theta: Tensor, layout: Layout = "interleaved") -> Tensor:
-    """Turn every pair of features by its angle, position times frequency (RoFormer eq. 34).
+    """Turn every pair of features by its angle, position times frequency (RoFormer eq. 34). No attention factor.
 
     Args:
         x: queries or keys, (B, H, T, D).
         positions: absolute token positions, integers, (T,).
         theta: one frequency per rotated pair, radians per token, (D_rot / 2,), float32 or wider.
-        layout: which features form a pair, see `Layout`.
+        layout: which features form a pair.
 
     Returns:
         A tensor like x, in x's dtype; features past D_rot are untouched.
@@ -110,18 +112,15 @@ def rotate(x: Tensor, positions: Tensor, theta: Tensor, layout: Layout = "interl
 
 
 def cos_sin(positions: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosine and sine of every angle, position times frequency: (T,), (D_rot / 2,) -> (T, D_rot / 2) each.
-
-    A bfloat16 holds every whole number only up to 256: a position or an angle in it would be that of another token.
-    """
+    """The cosine and sine of every angle, position times frequency: (T,), (D_rot / 2,) -> (T, D_rot / 2) each."""
     if theta.dtype not in (torch.float32, torch.float64) or positions.is_floating_point():
         raise TypeError(f"need integer positions and float32 or 64 for theta, not {positions.dtype}, {theta.dtype}")
-    angle = positions[:, None] * theta  # (T, D_rot/2), never below float32
+    angle = positions[:, None] * theta  # (T, D_rot/2), never below float32: a bfloat16 cannot tell 257 from 256
     return angle.cos(), angle.sin()
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """Rotate pairs (a, b) counter-clockwise: (a cos - b sin, b cos + a sin), the second half of RoFormer eq. 34.
+    """The products and sums of RoFormer eq. 34: pairs (a, b) become (a cos - b sin, b cos + a sin), counter-clockwise.
 
     Shapes and result are those of `rotate`; cos and sin, (T, D_rot / 2) each, are those of its angles. Computed in
     float32, or in float64 for x in float64, and only then cast to x's dtype.
@@ -129,31 +128,31 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     width = 2 * cos.shape[-1]
     if width < x.shape[-1]:  # partial rotation
         return torch.cat((turn(x[..., :width], cos, sin, layout), x[..., width:]), dim=-1)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    cos, sin, pairs = cos.to(wide), sin.to(wide), x.to(wide)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin, wide = cos.to(dtype), sin.to(dtype), x.to(dtype)
     if layout == "half-split":
-        a, b = pairs.chunk(2, dim=-1)  # (B, H, T, D_rot/2) each
+        a, b = wide.chunk(2, dim=-1)  # (B, H, T, D_rot/2) each
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, D_rot)
-    elif torch.compiler.is_compiling():  # the compiler fuses real arithmetic alone
-        a, b = pairs.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D_rot/2) each
+    elif torch.compiler.is_compiling():  # the compiler fuses only real arithmetic
+        a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D_rot/2) each
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # (B, H, T, D_rot)
-    else:  # neighbours lie in memory as a complex number, and eq. 12 as it stands is one pass: 5% off a training step
-        turned = as_complex(pairs) * torch.complex(cos, sin)  # (B, H, T, D_rot/2): x e^{i m theta}
+    else:  # neighbours are a complex number in memory: eq. 12 in one pass, 4% less time for a training step on a CPU
+        turned = as_complex(wide) * torch.complex(cos, sin)  # (B, H, T, D_rot/2): x e^{i m theta}
         turned = torch.view_as_real(turned).flatten(-2)  # (B, H, T, D_rot)
     return turned.to(x.dtype)
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """Neighbouring features as one complex number, (..., D) -> (..., D/2); copied where pairs start at odd places."""
+    """Neighbouring features as one complex number, (..., D) -> (..., D/2); a copy where PyTorch needs even strides."""
     odd = x.stride(-1) != 1 or x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1])
-    return torch.view_as_complex((x.contiguous() if odd else x).unflatten(-1, (-1, 2)))
+    return torch.view_as_complex((x.clone(memory_format=torch.contiguous_format) if odd else x).unflatten(-1, (-1, 2)))
 
 
-def to_half_split(d_rot: int, d_head: int) -> Tensor:
-    """The order in which interleaved features stand in the half-split layout: indices, (d_head,).
+def half_split_order(d_rot: int, d_head: int) -> Tensor:
+    """Indices that put interleaved features into half-split order, (d_head,).
 
-    Rows of W_q and W_k taken in this order, head by head, make a half-split model that computes what the interleaved
-    one did: `rotate(x, ...)[..., order]` equals `rotate(x[..., order], ..., layout="half-split")`.
+    Rows of W_q and W_k in this order, head by head, make a half-split model that computes what the interleaved one did:
+    `rotate(x, ...)[..., order]` equals `rotate(x[..., order], ..., layout="half-split")`.
     """
     even = torch.arange(0, d_rot, 2)
     return torch.cat((even, even + 1, torch.arange(d_rot, d_head)))
@@ -186,7 +185,7 @@ class RopeConfig:
         base: the frequencies' base. A larger one turns the slow pairs slower.
         layout: which features form a pair: interleaved (the paper) or half-split (Llama).
         fraction: share of each head's features that are rotated; the others pass through.
-        scaling: how frequencies are slowed past the trained length.
+        scaling: how frequencies are slowed to reach past the trained length.
         factor: how many times longer than trained (s); for longrope seq_len / original_length if not given.
         original_length: the length the weights were first trained at (L), tokens.
         beta_fast: yarn: pairs that turn more often than this within L are left alone. 32 if not given.
@@ -230,7 +229,7 @@ class RopeConfig:
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if self.option(low) >= self.option(high):
                 raise ValueError(f"rope.{low} {self.option(low):g} must be below rope.{high} {self.option(high):g}")
-        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # no fixed list of divisors is like them
+        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # they have no list of divisors
             raise ValueError(f"rope.learn_factors true does not go with rope.scaling {self.scaling}: choose another")
 
     def option(self, name: str) -> float:
@@ -239,7 +238,7 @@ class RopeConfig:
 
 
 def rotated_width(config: RopeConfig, d_head: int) -> int:
-    """How many of a head's d_head features are rotated: all for proportional, which turns some of the pairs by nothing.
+    """How many of a head's d_head features are rotated: all for proportional, whose last pairs have frequency 0.
 
     Raises:
         ValueError: for options that do not fit that many features, by name.

@@ -19,7 +19,7 @@ from harness.provenance import shared_sha256
 from harness.ranges import explain
 from model import ModelConfig, Transformer
 from positions import SCHEMES, PastTheEnd, Position, SinusoidalOptions
-from rope import RopeConfig, to_half_split
+from rope import RopeConfig, half_split_order
 
 V, L, T = 50, 32, 24
 # first values ten times the default, so that attention is sharp and what a scheme does shows in the logits
@@ -516,7 +516,7 @@ def their_llama(ours: Transformer, **rope_parameters: Any) -> nn.Module:
     c = ours.config
     rope_parameters = {"rope_type": "default", "rope_theta": c.rope.base} | rope_parameters
     theirs = llama(c, "eager", 4 * c.seq_len, rope_parameters=rope_parameters).eval()
-    order = to_half_split(c.d_head, c.d_head) if c.rope.layout == "interleaved" else torch.arange(c.d_head)
+    order = half_split_order(c.d_head, c.d_head) if c.rope.layout == "interleaved" else torch.arange(c.d_head)
     weights = {"model.embed_tokens.weight": ours.embedding.weight, "model.norm.weight": ours.norm.weight}
     weights["lm_head.weight"] = (ours.embedding if c.tie_embeddings else ours.head).weight
     for layer, block in enumerate(ours.blocks):

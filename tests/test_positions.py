@@ -269,7 +269,11 @@ def test_kerple_keeps_its_parameters_above_a_hundredth_where_it_uses_them() -> N
         built.a.copy_(torch.tensor([0.5, 0.5, 0.5, -3.0]))
     ours = built.bias(torch.tensor([10]), torch.tensor([0])).flatten()
     by_hand = [-0.01 * math.log(6)] * 3 + [-2 * math.log(1.1)]
-    assert ours.tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert ours.tolist() == pytest.approx(by_hand, rel=1e-5)
+    ours = built.bias(torch.tensor([10]), torch.tensor([0]))
+    ours.sum().backward()
+    assert (built.p.grad < 0).all()  # a parameter below the bound can still come back
+    assert (built.a.grad != 0).all()
 
 
 def test_kerple_starts_as_its_authors_do() -> None:

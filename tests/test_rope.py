@@ -20,7 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from harness.ranges import explain
-from rope import Layout, RopeConfig, cos_sin, frequencies, rotate, rotated_width, to_half_split
+from rope import Layout, RopeConfig, cos_sin, frequencies, half_split_order, rotate, rotated_width
 
 LAYOUTS = ["interleaved", "half-split"]
 D = 16
@@ -70,8 +70,8 @@ def test_eq14_eq15_rotation_is_the_block_diagonal_matrix(layout: Layout) -> None
 
 
 def test_eq15_blocks_in_the_half_split_order_are_the_interleaved_ones() -> None:
-    """The paper's matrix, neighbours paired, also describes half-split, its rows put in `to_half_split` order."""
-    x, order = normal(2, 3, len(POSITIONS), D), to_half_split(D, D)
+    """The paper's matrix, neighbours paired, also describes half-split, its rows put in `half_split_order` order."""
+    x, order = normal(2, 3, len(POSITIONS), D), half_split_order(D, D)
     ours = rotate(x[..., order], POSITIONS, plain_theta(D), "half-split")
     for t, position in enumerate(POSITIONS.tolist()):
         theirs = (x[:, :, t] @ rotation_matrix(position, D, "interleaved").T)[..., order]
@@ -166,7 +166,7 @@ def test_position_0_is_the_identity(layout: Layout, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("d_rot", [D, 6])
 def test_layouts_agree_after_the_permutation(d_rot: int) -> None:
-    order, theta = to_half_split(d_rot, D), plain_theta(d_rot)
+    order, theta = half_split_order(d_rot, D), plain_theta(d_rot)
     assert sorted(order.tolist()) == list(range(D))
     q, k = normal(2, 3, len(POSITIONS), D, seed=1), normal(2, 3, len(POSITIONS), D, seed=2)
     interleaved = [rotate(x, POSITIONS, theta, "interleaved") for x in (q, k)]
