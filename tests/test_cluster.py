@@ -18,7 +18,7 @@ import train
 from harness import cluster, jobs
 from harness.checkpoints import steps_saved
 from harness.cluster import Launcher, Work
-from harness.messages import BadInput, RunFailed
+from harness.messages import BadInput
 from harness.runs import read_metrics, read_result
 from harness.signals import Signals
 
@@ -96,31 +96,6 @@ def test_local_jobs_give_the_figures_and_weights_of_runs_in_this_process_and_are
     monkeypatch.setattr(Launcher, "start", lambda *_: pytest.fail("submitted again"))
     compare.main([*small, *TWO, "--launcher", "local", "--out", str(tmp_path / "jobs")])
     assert len(list((tmp_path / "jobs").glob("jobs-*"))) == 1
-
-
-class Fake:
-    """A job that ended."""
-
-    pause = 0.0
-
-    def __init__(self, log: Path, how: str) -> None:
-        self.log, self.how = log, how
-
-    def poll(self) -> str:
-        return self.how
-
-
-def test_a_job_that_fails_is_named_with_its_last_line_and_its_log(small, tmp_path):
-    job = job_of(small, tmp_path)
-    log = tmp_path / "7_0_log.out"
-    log.write_text("going on after step 3\nslurmstepd: error: Detected 1 oom_kill event\n\n")
-    with pytest.raises(RunFailed) as failed:
-        jobs.run_jobs([job], 1, lambda job: Fake(log, "(job 7) did not finish, FAILED"))
-    said = "rope-seed0 (job 7) did not finish, FAILED: slurmstepd: error: Detected 1 oom_kill event (log: "
-    assert str(failed.value) == f"{said}{log})"
-    log.unlink()
-    with pytest.raises(RunFailed, match="it printed nothing"):
-        jobs.run_jobs([job], 1, lambda job: Fake(log, "(job 7) did not finish, CANCELLED"))
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -16,22 +15,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import compare
-import data
 import train
-from harness import jobs, report
+from harness import report
 from harness.checkpoints import last_whole
 from harness.messages import BadInput, RunFailed
-from harness.pictures import frame_lines
 from harness.runs import load_finished_run, read_result
-from harness.scoring import measure_loss_by_length
-from harness.tables import format_mean, interval
-from model import ModelConfig
+from harness.tables import format_mean
 from positions import SCHEMES
 
 REPOSITORY = Path(compare.__file__).parent
@@ -136,19 +129,6 @@ def test_runs_of_one_seed_share_their_hashes_and_other_seeds_have_others(summary
         assert len({value for _, value in hashes}) == 2
 
 
-def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines():
-    figure, axis = plt.subplots()
-    for label, values in (("rope", [3.5, 4.5]), ("alibi", [3.4, 3.4])):
-        axis.plot([256, 512], values, label=label)
-    axis.fill_between([256, 512], [-9, -9], [9, 9])
-    axis.axhline(0)  # without a label
-    frame_lines(axis)
-    low, high = axis.get_ylim()
-    plt.close(figure)
-    assert 3.2 < low < 3.4
-    assert 4.5 < high < 4.7
-
-
 def test_the_picture_is_a_picture(finished_comparison):
     assert (finished_comparison / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = plt.imread(finished_comparison / "curves.png")  # (height, width, colours), 0 .. 1
@@ -215,26 +195,6 @@ def test_the_colours_differ_to_the_colour_blind_too():
 # ---- its statistics --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "t"), [([1.0, 2.0], 12.706), ([1.0, 2.0, 4.0], 4.303), ([2.0, 2.5, 1.0, 3.0, 2.2], 2.776)]
-)
-def test_interval_is_students_95_percent(values, t):
-    middle, half = interval(values)
-    n = len(values)
-    deviation = math.sqrt(sum((value - sum(values) / n) ** 2 for value in values) / (n - 1))
-    assert middle == pytest.approx(sum(values) / n)
-    assert half == pytest.approx(t * deviation / math.sqrt(n), rel=3e-4)  # t from the printed tables
-    low, high = scipy.stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
-    assert (middle - half, middle + half) == pytest.approx((low, high))
-
-
-def test_one_seed_has_no_interval():
-    assert interval([1.5]) == (1.5, None)
-    assert format_mean([1.5]) == "1.500"
-    assert format_mean([1.0, None]) == "n/a"
-    assert format_mean([1.0, 2.0]) == f"1.500 ± {12.7062 * math.sqrt(0.5) / math.sqrt(2):.3f}"
-
-
 @pytest.mark.parametrize("scheme", COMPARED)
 def test_loss_by_length_scores_the_same_targets_under_each_length(finished_comparison, summary, text, scheme):
     folder = finished_comparison / f"{scheme}-seed0"
@@ -250,29 +210,6 @@ def test_loss_by_length_scores_the_same_targets_under_each_length(finished_compa
         with torch.no_grad():
             logits = model(windows[:, :-1])[:, -n_targets:]  # (count, n_targets, V)
         assert loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), windows[:, -n_targets:].flatten()).item())
-
-
-def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path):
-    (tmp_path / "long.txt").write_text("".join(chr(97 + (i * i) % 26) for i in range(400_000)))
-    config = data.DataConfig(str(tmp_path / "long.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
-    corpus, seen = data.load(config, 0, 4, 256), {}
-    ids = corpus.tokens("validation").astype(int)
-
-    def model(inputs):
-        return torch.zeros(*inputs.shape, 259)
-
-    def windows(split, lengths, **options):
-        for length, inputs, targets in data.Corpus.fixed_targets(corpus, split, lengths, **options):
-            seen[length] = targets[targets != -100].view(len(targets), -1)
-            yield length, inputs, targets
-
-    corpus.fixed_targets = windows
-    losses = measure_loss_by_length(model, corpus, "validation", [64, 256, 2048], torch.device("cpu"), torch.no_grad)
-    assert losses == pytest.approx({length: math.log(259) for length in (64, 256, 2048)})
-    assert {tuple(targets.shape) for targets in seen.values()} == {(256, 32)}  # 8,192 targets
-    assert torch.equal(seen[64], seen[256])
-    assert torch.equal(seen[64], seen[2048])
-    assert seen[64][-1].tolist() == ids[-32:].tolist()
 
 
 def test_a_length_the_text_is_too_short_for_is_null(small, tmp_path):
@@ -436,16 +373,6 @@ def test_runs_of_one_seed_that_differ_in_more_than_their_scheme_are_refused(comp
 
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
-
-
-def test_progress_passes_over_a_step_whose_loss_is_no_number(tmp_path, capsys):
-    config = train.RunConfig(out=str(tmp_path), steps=10)
-    job = jobs.Job("rope", 0, [16], data.DataConfig(), ModelConfig(), config)
-    steps = [{"step": 3, "split": "train", "loss": 2.0, "seconds": 3.0}, {"step": 4, "split": "train", "loss": None}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in steps))
-    with tqdm(total=10, disable=True) as bar:
-        jobs.show_progress(job, bar, started=0, on_screen=False)
-    assert "step 3 of 10, loss 2.000, about 7 s left" in capsys.readouterr().out
 
 
 def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_is_named(small, tmp_path, summary):

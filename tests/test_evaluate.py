@@ -5,10 +5,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,26 +18,13 @@ import evaluate
 import train
 from harness import scalings, scoring
 from harness.runs import FinishedRun, load_finished_run
-from model import ModelConfig, Transformer
-from positions import SCHEMES
+from model import Transformer
 from rope import OPTIONS, RopeConfig
 
 L = 16  # the trained length of a finished run
 STRIDE = 5
 LENGTHS = (8, 16, 40, 64)
 KEYS = ["scaling", "factor", "protocol", "length", "loss", "crop_loss", "accuracy", "trials", "distance", "tokens"]
-SCALED = {
-    "none": RopeConfig(),
-    "linear": RopeConfig(scaling="linear", factor=3),
-    "ntk": RopeConfig(scaling="ntk", factor=3),
-    "dynamic": RopeConfig(scaling="dynamic", factor=2, original_length=L),
-    "yarn": RopeConfig(scaling="yarn", factor=3, original_length=L, beta_fast=2),
-    "longrope": RopeConfig(
-        scaling="longrope", factor=3, original_length=L, short_factor=[1.0] * 4, long_factor=[1.0, 2.0, 3.0, 4.0]
-    ),
-    "llama3": RopeConfig(scaling="llama3", factor=3, original_length=L),
-    "proportional": RopeConfig(scaling="proportional", fraction=0.5),
-}
 CPU = torch.device("cpu")
 
 
@@ -112,12 +96,6 @@ def copy(sharp_run, tmp_path) -> Callable[..., Path]:
     return make
 
 
-def sharp_model(**options) -> Transformer:
-    """A model whose logits depend strongly on everything before."""
-    shape = {"vocab_size": 50, "d_model": 32, "n_layer": 2, "n_head": 4, "seq_len": 64, "init_std": 0.5}
-    return Transformer(ModelConfig(**shape | options), seed=1).eval()
-
-
 @torch.no_grad()
 def mean_nats(model: Transformer, ids: torch.Tensor, places: list[tuple[int, int]]) -> float:
     """Mean loss of targets, each after a context of its own: (where that starts, where the target stands)."""
@@ -177,23 +155,6 @@ def test_sliding_is_a_mean_over_tokens_each_after_its_own_context(cell, loaded, 
     assert row["crop_loss"] == pytest.approx(mean_nats(loaded.model, ids, crops), rel=1e-6)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(8, 1), (8, 3), (8, 8), (30, 7), (99, 10), (100, 100), (40, 39)])
-def test_sliding_covers_each_token_but_the_first_once(length, stride):
-    class Text:
-        def tokens(self, split):
-            return torch.arange(101).numpy()
-
-    seen = []
-    for number, (inputs, targets) in enumerate(scoring.cut_sliding(Text(), "validation", length, stride)):
-        assert torch.equal(inputs[:, 1:], inputs[:, :-1] + 1)
-        for row, scored in enumerate(targets != -100):
-            new = targets[row][scored]
-            assert torch.equal(new, inputs[row][scored] + 1)
-            assert len(new) <= (length if not (number or row) else stride)
-            seen += new.tolist()
-    assert seen == list(range(1, 101))
-
-
 def test_by_position_splits_the_windows_by_tokens_before_the_target(cell, loaded, ids):
     for first, last in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 40)):
         places = [(start, start + n) for start in range(0, len(ids), 40) for n in range(first, last + 1)]
@@ -203,32 +164,6 @@ def test_by_position_splits_the_windows_by_tokens_before_the_target(cell, loaded
         assert row["loss"] == pytest.approx(mean_nats(loaded.model, ids, places), rel=1e-6)
         crops = [(crop_start(start, start + 40, at), at) for start, at in places]
         assert row["crop_loss"] == pytest.approx(mean_nats(loaded.model, ids, crops), rel=1e-6)
-
-
-@pytest.mark.parametrize(("length", "trained"), [(1, 16), (16, 16), (17, 16), (100, 16), (100, 24), (7, 16), (64, 1)])
-def test_buckets_cover_every_position_once_with_an_edge_at_the_trained_length(length, trained):
-    spans = scoring.split_positions(length, trained)
-    assert spans[0][0] == 1
-    assert spans[-1][1] == length
-    assert all(before[1] + 1 == after[0] for before, after in pairwise(spans))
-    assert trained >= length or trained in [last for _, last in spans]
-
-
-def test_shuffled_prefix_keeps_the_last_trained_length_tokens_and_the_targets():
-    inputs = torch.arange(6 * 40).view(6, 40)
-    targets = inputs + 1
-    (shuffled, same), (again, _) = (next(scoring.shuffle_prefixes([(inputs, targets)], L, seed)) for seed in (3, 3))
-    assert torch.equal(same, targets)
-    assert torch.equal(shuffled[:, -L:], inputs[:, -L:])
-    assert torch.equal(shuffled[:, :-L].sort(dim=1).values, inputs[:, :-L])  # each row its own tokens
-    places = shuffled[:, :-L] - inputs[:, :1]
-    assert all((row != torch.arange(40 - L)).any() for row in places)
-    assert len({tuple(row.tolist()) for row in places}) == 6  # each in an order of its own
-    assert torch.equal(shuffled, again)
-    other, _ = next(scoring.shuffle_prefixes([(inputs, targets)], L, 4))
-    assert not torch.equal(shuffled, other)
-    short, _ = next(scoring.shuffle_prefixes([(inputs[:, :L], targets[:, :L])], L, 3))
-    assert torch.equal(short, inputs[:, :L])
 
 
 def test_shuffled_prefix_differs_from_fixed_past_the_trained_length_only(cell, loaded):
@@ -241,92 +176,6 @@ def test_shuffled_prefix_differs_from_fixed_past_the_trained_length_only(cell, l
     with torch.no_grad():
         losses = [F.cross_entropy(loaded.model(x).transpose(1, 2), y).item() for x, y in windows]
     assert losses == [pytest.approx(cell("shuffled-prefix", 40)["loss"], rel=1e-6)]
-
-
-@pytest.mark.parametrize("stride", [1, 3, 5, 16])
-@pytest.mark.parametrize("length", [17, 20, 33, 48])
-def test_the_crop_sees_at_most_the_trained_length_and_little_less(length, stride):
-    def context(inputs, targets):  # instead of nats: how many tokens the model is shown up to the target
-        assert inputs.shape[1] == L
-        assert torch.equal(inputs[targets != -100] + 1, targets[targets != -100])
-        return torch.where(targets != -100, torch.arange(1, L + 1), 0).double()
-
-    inputs = torch.arange(2 * length).view(2, length)
-    seen = scoring.Evaluator(None, "validation", [length], L, stride, 0, context).score_cropped(
-        inputs, inputs + 1, stride
-    )
-    assert seen.shape == (2, length)
-    assert (seen <= L).all()
-    assert (seen >= torch.arange(1, length + 1).clamp(max=L - stride + 1)).all()
-    assert (seen[:, -1] == L).all()
-
-
-# ---- long windows in chunks ------------------------------------------------------------------------------------------
-
-
-def nats_full_and_chunked(model, monkeypatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Losses of 2 x 50 targets in one pass and in chunks of 16, and how many tokens each pass of the latter took."""
-    tokens = torch.randint(50, (2, 51), generator=torch.Generator().manual_seed(0))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
-    targets[:, 3:9] = -100
-    full = scoring.score_targets(model, inputs, targets, CPU, torch.no_grad)[..., 0]
-    with torch.no_grad():
-        by_hand = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
-    torch.testing.assert_close(full.float(), by_hand, rtol=1e-5, atol=1e-5)
-    passes = []
-    model.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[1]))
-    monkeypatch.setattr(scoring, "CHUNK", 16)
-    return full, scoring.score_targets(model, inputs, targets, CPU, torch.no_grad)[..., 0], passes
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_chunked_equals_full_for_every_scheme(scheme, monkeypatch):
-    full, chunked, passes = nats_full_and_chunked(sharp_model(position=scheme), monkeypatch)
-    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
-    assert passes == [16, 16, 16, 2]
-
-
-def test_every_scaling_is_tried():
-    assert set(SCALED) == set(OPTIONS)
-
-
-@pytest.mark.parametrize("scaling", SCALED)
-def test_chunked_equals_full_for_every_scaling_past_the_trained_length(scaling, monkeypatch):
-    full, chunked, passes = nats_full_and_chunked(sharp_model(rope=SCALED[scaling]), monkeypatch)
-    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
-    assert passes == ([50] if scaling in ("dynamic", "longrope") else [16, 16, 16, 2])
-
-
-@pytest.mark.parametrize("attention", ["explicit", "fused"])
-def test_chunked_equals_full_with_grouped_heads(attention, monkeypatch):
-    model = sharp_model(position="alibi", n_kv_head=2, attention=attention)
-    full, chunked, _ = nats_full_and_chunked(model, monkeypatch)
-    torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
-
-
-MEMORY = """
-import resource, torch
-from harness import scoring
-from model import ModelConfig, Transformer
-torch.set_num_threads(1)
-def peak(T):
-    tokens = torch.zeros(1, T, dtype=torch.long)
-    targets = torch.full((1, T), -100)
-    targets[:, -32:] = 1
-    for scheme in ("alibi", "t5"):
-        model = Transformer(ModelConfig(vocab_size=64, d_model=16, n_layer=1, n_head=8, seq_len=32, position=scheme))
-        scoring.score_targets(model, tokens, targets, torch.device("cpu"), torch.no_grad)[..., 0]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-short = peak(64)
-print(peak(4096) - short)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
-def test_a_long_window_never_holds_a_bias_of_all_pairs():
-    command = [sys.executable, "-c", MEMORY]
-    done = subprocess.run(command, cwd=Path(evaluate.__file__).parent, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 400  # megabytes; one float32 (8, 4096, 4096) has 537, and masking it makes another
 
 
 # ---- scalings --------------------------------------------------------------------------------------------------------

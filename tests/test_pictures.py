@@ -1,0 +1,21 @@
+"""What pictures share.
+
+.venv/bin/python -m pytest tests/test_pictures.py
+"""
+
+import matplotlib.pyplot as plt
+
+from harness.pictures import frame_lines
+
+
+def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines():
+    figure, axis = plt.subplots()
+    for label, values in (("rope", [3.5, 4.5]), ("alibi", [3.4, 3.4])):
+        axis.plot([256, 512], values, label=label)
+    axis.fill_between([256, 512], [-9, -9], [9, 9])
+    axis.axhline(0)  # without a label
+    frame_lines(axis)
+    low, high = axis.get_ylim()
+    plt.close(figure)
+    assert 3.2 < low < 3.4
+    assert 4.5 < high < 4.7
