@@ -1,14 +1,11 @@
 """Byte-level tokenizers (Radford et al. 2019, section 2.2): trained here, plain bytes, or read from a tokenizer.json.
 
-A byte-level tokenizer gives any text back exactly, and the number of bytes that each of its tokens stands for is known.
-Bits per byte needs both.
-
-    python train.py --data.tokenizer bytes
+Such a tokenizer gives any text back exactly, and how many bytes each of its tokens stands for is known: bits per byte
+needs both. For example: python train.py --data.tokenizer bytes
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,49 +22,31 @@ MOST_ENTRIES = 1_000_000  # of a BPE; the library ends the process when it canno
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's bytes_to_unicode).
-
-    Bytes that are printable in Latin-1 stand for themselves, the others for the characters from U+0100 on, in order.
-    """
+    """The character that stands for each byte (GPT-2): itself if printable in Latin-1, others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def make_tokenizer(kind: str, vocab_size: int, texts: Iterator[str]) -> Tokenizer:
+def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     """A tokenizer of one kind: `bytes`; `bpe`, whose merges are learned from the texts; or the path of a file."""
     if kind not in ("bpe", "bytes"):
         return load_tokenizer(kind)
-    if kind == "bytes":
-        entries = chain(SPECIAL_TOKENS, byte_characters())
-        tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(entries)}, merges=[]))
-    else:
-        tokenizer = Tokenizer(models.BPE())
+    entries = [*SPECIAL_TOKENS, *byte_characters()] if kind == "bytes" else []
+    tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(entries)}, merges=[]))
     # No normalizer and no added space: text comes back exactly. The pattern that keeps merges within words is GPT-2's.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe")
     tokenizer.decoder = decoders.ByteLevel()
     if kind == "bpe":
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=sorted(byte_characters()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
+        first = {"special_tokens": list(SPECIAL_TOKENS), "initial_alphabet": sorted(byte_characters())}
+        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **first))
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer.json. The text of a special token will be ordinary text to it.
-
-    Args:
-        path: a tokenizer.json, this project's or any other that is byte-level and has an end-of-text token.
-
-    Raises:
-        BadInput: no such file, no tokenizer, not byte-level, no end of text, or not exact.
-    """
+    """`read_tokenizer` of the path that --data.tokenizer names; whatever is wrong with it is BadInput."""
     name = f"--data.tokenizer {str(path)!r}"
     if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to be one
         suggestion = nearest(str(path), ["bpe", "bytes"])
@@ -79,10 +58,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """As `load_tokenizer`, with errors that name no option.
+    """Read a tokenizer.json, this project's or another, to which the text of a special token is ordinary text.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: no tokenizer, not byte-level, no end of text, or not exact.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -108,14 +87,8 @@ def special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
 
 
 def token_bytes(tokenizer: Tokenizer) -> Tensor:
-    """UTF-8 bytes each token of a byte-level tokenizer stands for, 0 for special tokens, (V,) int64.
-
-    Raises:
-        ValueError: a token that is not spelt in byte characters.
-    """
-    vocabulary = tokenizer.get_vocab()
-    added = tokenizer.get_added_tokens_decoder()
-    alphabet = set(byte_characters())
+    """UTF-8 bytes each token stands for, 0 for special tokens, (V,) int64; ValueError if one is not byte-level."""
+    vocabulary, added, alphabet = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder(), set(byte_characters())
     if not vocabulary:
         raise ValueError("has no tokens, so bits per byte would be wrong")
     counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
