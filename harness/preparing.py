@@ -6,6 +6,7 @@ Every step streams, so memory stays flat however large a corpus is. Later runs f
 """
 
 import codecs
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -16,23 +17,17 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from harness.byte_level import (
-    END_OF_TEXT,
-    PADDING,
-    encode_group,
-    load_tokenizer,
-    make_tokenizer,
-    special_id,
-    token_bytes,
-)
-from harness.corpora import READ_BYTES, DataConfig, Source, find_source, read_source
+from harness import byte_level
+from harness.byte_level import special_id, token_bytes
+from harness.corpora import READ_BYTES, DataConfig, find_source, read_source
 from harness.messages import BadInput
 
 FORMAT = 1  # goes into every cache key: raise it when prepared files would come out differently
@@ -43,15 +38,13 @@ TRAINING_BYTES = 64 << 20  # BPE merges are learned from at most this much of th
 PIECE_BYTES = 16 << 10  # documents are encoded in pieces of this size at most,
 GROUP = 64  # this many at a time, in parallel on all cores
 
+count_bytes = partial(tqdm, unit="B", unit_scale=True, delay=2, leave=False, disable=None)  # a bar, on a terminal only
+
 
 class PreparedCorpus:
     """A corpus of tokens on disk, mapped, with its tokenizer.
 
     Attributes:
-        name: the corpus as the user named it.
-        manifest: what manifest.json holds.
-        tokenizer: give it text through `encode`, which treats the text of a special token as ordinary text.
-        vocab_size: the tokenizer's entries, V.
         token_bytes: UTF-8 bytes each token stands for, 0 for a special token, (V,) int64. Bits per byte are
             the nats over the scored targets / ln 2 / token_bytes[those targets].sum().
         end_of_text: id of the token after every document.
@@ -59,15 +52,16 @@ class PreparedCorpus:
         sha256: identity of the data, a hash of the tokens of all splits and of the tokenizer.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        """Map the corpus that `find_or_prepare` left in a folder."""
-        self.name, self.manifest = name, json.loads((folder / "manifest.json").read_text())
+    def __init__(self, name: str, folder: Path, seed: int, batch_size: int, seq_len: int) -> None:
+        """Map the corpus that `find_or_prepare` left in a folder, for batches of these shapes: see `data.load`."""
+        self.name, self.seed, self.batch_size, self.seq_len = name, seed, batch_size, seq_len
+        self.manifest = json.loads((folder / "manifest.json").read_text())
         self.sha256 = self.manifest["sha256"]
-        self.tokenizer = load_tokenizer(folder / "tokenizer.json")
+        self.tokenizer = byte_level.load_tokenizer(folder / "tokenizer.json")
         self.token_bytes = token_bytes(self.tokenizer)  # (V,)
         self.vocab_size = len(self.token_bytes)
-        self.end_of_text = special_id(self.tokenizer, END_OF_TEXT)
-        self.padding = special_id(self.tokenizer, PADDING)
+        self.end_of_text = special_id(self.tokenizer, byte_level.END_OF_TEXT)
+        self.padding = special_id(self.tokenizer, byte_level.PADDING)
         self._tokens = {split: np.memmap(folder / f"{split}.bin", self.manifest["dtype"], "r") for split in SPLITS}
 
     def tokens(self, split: str) -> np.ndarray:
@@ -75,7 +69,7 @@ class PreparedCorpus:
         return self._tokens[split]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end of text."""
+        """Token ids of a text, without an end of text; the text of a special token is ordinary text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -86,10 +80,10 @@ class PreparedCorpus:
         """One line: corpus, tokenizer, and tokens and bytes of each split."""
         made = self.manifest
         skipped = f" ({made['skipped']:,} empty or null texts skipped)" if made["skipped"] else ""
-        entries = f"{made['tokenizer']} of {self.vocab_size:,} entries"
-        splits = made["splits"].items()
-        sizes = [f"{name} {size['tokens']:,} tokens ({size['bytes'] / 1e6:.2f} MB)" for name, size in splits]
-        return ", ".join([self.name, f"documents {made['documents']:,}{skipped}", entries, *sizes])
+        what = f"documents {made['documents']:,}{skipped}, {made['tokenizer']} of {self.vocab_size:,} entries"
+        sizes = made["splits"].items()
+        splits = [f"{split} {size['tokens']:,} tokens ({size['bytes'] / 1e6:.2f} MB)" for split, size in sizes]
+        return ", ".join([self.name, what, *splits])
 
 
 def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
@@ -102,91 +96,72 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
         BadInput: a corpus, tokenizer or cache that cannot be used, or a split shorter than one window of seq_len.
         OSError: no space left; nothing half made stays behind.
     """
-    source = find_source(config)
-    folder = Path(config.cache, hash_of(identify(config, source))[:20])
-    lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f"--data.cache {config.cache!r} cannot be written ({error.strerror})"
-        raise BadInput(f"{where}: name another folder with --data.cache") from error
-    try:
-        damage = find_damage(folder) if folder.exists() else None
-        if damage:
-            print(f"warning: prepared corpus {folder}: {damage}; preparing it again", file=sys.stderr)
-        if damage or not folder.exists():
-            prepare(config, source, folder)
-    finally:
-        lock.release()
+    kind, files, identity = find_source(config)
+    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
+    if config.tokenizer not in ("bpe", "bytes"):
+        byte_level.load_tokenizer(config.tokenizer)  # refused here, before anything is read
+        settings["tokenizer"] = digest(Path(config.tokenizer))
+    depends_on = [FORMAT, settings, identity, importlib.metadata.version("tokenizers")]
+    folder = Path(config.cache, hash_of(depends_on)[:20])
+    with contextlib.ExitStack() as held:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(f"{folder}.lock"))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            what = f"cannot be written ({error.strerror}): name another folder with --data.cache"
+            raise BadInput(f"--data.cache {config.cache!r} {what}") from error
+        if damage := find_damage(folder):
+            if folder.exists():
+                print(f"warning: prepared corpus {folder}: {damage}; preparing it again", file=sys.stderr)
+            prepare(config, read_source(config, kind, files), folder)
     sizes = json.loads((folder / "manifest.json").read_text())["splits"]
-    split = min(SPLITS, key=lambda split: sizes[split]["tokens"])
-    if (n_tokens := sizes[split]["tokens"]) < seq_len + 1:
-        raise BadInput(
-            f"--data.corpus {config.corpus!r} is too short: its {split} split has {n_tokens} tokens and one window "
-            f"needs {seq_len + 1}: use a longer text{f' or --model.seq_len {n_tokens - 1}' if n_tokens > 1 else ''}"
-        )
+    split = min(SPLITS, key=lambda name: sizes[name]["tokens"])
+    if (n := sizes[split]["tokens"]) < seq_len + 1:
+        what = f"its {split} split has {n} tokens and one window needs {seq_len + 1}"
+        fix = f"use a longer text{f' or --model.seq_len {n - 1}' if n > 1 else ''}"
+        raise BadInput(f"--data.corpus {config.corpus!r} is too short: {what}: {fix}")
     return folder
 
 
-def identify(config: DataConfig, source: Source) -> list[Any]:
-    """What a prepared corpus depends on: when any of it changes, the corpus is prepared anew."""
-    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
-    if config.tokenizer not in ("bpe", "bytes"):
-        load_tokenizer(config.tokenizer)  # refused here, before anything is read
-        settings["tokenizer"] = digest(Path(config.tokenizer))
-    return [FORMAT, settings, source.identity, importlib.metadata.version("tokenizers")]
-
-
-class Spool(NamedTuple):
-    """A corpus's text in one file, and where its documents end."""
-
-    path: Path
-    n_bytes: int
-    n_characters: int
-    n_skipped: int  # empty or null texts
-    ends: np.ndarray  # one byte offset per document, ascending, int64, mapped
-
-
-def prepare(config: DataConfig, source: Source, folder: Path) -> None:
+def prepare(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path) -> None:
     """Prepare a corpus in a temporary folder, and rename the folder when it is complete. The caller holds the lock."""
     temporary = Path(f"{folder}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir()
     try:
-        spool = write_spool(config, read_source(config, source), temporary)
-        start_of = split_points(spool)
-        learned_from = read_pieces(spool, 0, min(start_of[1], TRAINING_BYTES))
-        texts = (text.decode("utf-8", "ignore") for text, _ in learned_from)
-        tokenizer = make_tokenizer(config.tokenizer, config.vocab_size, texts)
+        document_ends, n_characters, n_skipped = write_spool(config, texts, temporary)
+        spool = temporary / "text"
+        points = split_points(spool, document_ends, n_characters)
+        learned_from = read_pieces(spool, document_ends, 0, min(points[1], TRAINING_BYTES))
+        training_texts = (text.decode("utf-8", "ignore") for text, _ in learned_from)
+        tokenizer = byte_level.make_tokenizer(config.tokenizer, config.vocab_size, training_texts)
         tokenizer.save(str(temporary / "tokenizer.json"))
-        end_of_text = special_id(tokenizer, END_OF_TEXT)
         dtype = np.dtype(np.uint16 if len(token_bytes(tokenizer)) <= 1 << 16 else np.uint32)
+        end_of_text = dtype.type(special_id(tokenizer, byte_level.END_OF_TEXT)).tobytes()
 
         splits = {}
-        with count_bytes("encoding", spool.n_bytes) as bar:
-            for split, (start, stop) in zip(SPLITS, itertools.pairwise(start_of), strict=True):
+        with count_bytes(desc="encoding", total=points[-1]) as bar:
+            for split, (start, stop) in zip(SPLITS, itertools.pairwise(points), strict=True):
                 with open(temporary / f"{split}.bin", "wb") as file:
-                    pieces = read_pieces(spool, start, stop)
+                    pieces = read_pieces(spool, document_ends, start, stop)
                     while group := list(itertools.islice(pieces, GROUP)):
-                        encoded = encode_group(tokenizer, group, config.tokenizer == "bytes")
-                        for ids, (_, ends) in zip(encoded, group, strict=True):
+                        encoded = byte_level.encode_group(tokenizer, group, config.tokenizer == "bytes")
+                        for ids, (text, ends) in zip(encoded, group, strict=True):
                             file.write(np.asarray(ids, dtype).tobytes())
-                            if ends:  # not where a split merely cuts a document
-                                file.write(dtype.type(end_of_text).tobytes())
-                        bar.update(sum(len(text) for text, _ in group))
+                            file.write(end_of_text if ends else b"")  # not where a split merely cuts a document
+                            bar.update(len(text))
                     splits[split] = {"tokens": file.tell() // dtype.itemsize, "bytes": stop - start}
 
-        spool.path.unlink()
+        spool.unlink()
         (temporary / "ends").unlink()
         files = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in temporary.iterdir()}
         manifest = {
             "corpus": config.corpus,
             "tokenizer": config.tokenizer,
-            "documents": len(spool.ends) + (spool.n_bytes not in spool.ends[-1:]),  # a last one may be cut by max_bytes
-            "skipped": spool.n_skipped,
+            "documents": len(document_ends) + (points[-1] not in document_ends[-1:]),  # max_bytes may cut a last one
+            "skipped": n_skipped,
             "dtype": dtype.name,
             "splits": splits,
             "files": files,
@@ -200,13 +175,13 @@ def prepare(config: DataConfig, source: Source, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def count_bytes(what: str, total: int | None = None) -> tqdm:
-    """A progress bar in bytes, shown on a terminal once the work has taken two seconds."""
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None)
-
-
-def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path) -> Spool:
+def write_spool(
+    config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path
+) -> tuple[np.ndarray, int, int]:
     """Write a corpus's text, document after document, to `folder`/text, and where documents end to `folder`/ends.
+
+    Returns:
+        the ends in bytes, ascending, (documents,) int64, mapped; the number of characters; and of empty texts skipped.
 
     Raises:
         BadInput: text that is not UTF-8, unless the tokenizer is bytes; no text at all.
@@ -214,14 +189,14 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
     n_bytes = n_characters = n_skipped = document_start = 0
     room = config.max_bytes or sys.maxsize
     utf8 = codecs.getincrementaldecoder("utf-8")()
-    bar = count_bytes(f"reading {config.corpus}")
+    bar = count_bytes(desc=f"reading {config.corpus}")
     with open(folder / "text", "wb") as file, open(folder / "ends", "wb") as ends_file, bar:
         for text, ends, origin in texts:
+            kept = text[: room - n_bytes]
+            ends = ends and len(kept) == len(text)
             if not text:
                 n_skipped += 1
                 continue
-            kept = text[: room - n_bytes]
-            ends = ends and len(kept) == len(text)
             if config.tokenizer != "bytes":
                 pending = len(utf8.getstate()[0])  # the first bytes of a character that two pieces share
                 try:
@@ -230,8 +205,7 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
                     what = f"is not UTF-8 at byte {n_bytes - document_start - pending + error.start}"
                     fix = "convert it, or use --data.tokenizer bytes"
                     raise BadInput(f"--data.corpus {origin!r} {what}: {fix}") from None
-            file.write(kept)
-            n_bytes += len(kept)
+            n_bytes += file.write(kept)
             n_characters += len(character_starts(kept))
             bar.update(len(kept))
             if ends:
@@ -244,9 +218,9 @@ def write_spool(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], fo
             file.truncate(n_bytes)
     if not n_bytes:
         raise BadInput(f"--data.corpus {config.corpus!r} is empty: it holds no text, name another")
-    ends_path = folder / "ends"
-    document_ends = np.memmap(ends_path, np.int64, "r") if ends_path.stat().st_size else np.zeros(0, np.int64)
-    return Spool(folder / "text", n_bytes, n_characters, n_skipped, document_ends)
+    ended = (folder / "ends").stat().st_size > 0  # none has if max_bytes cuts the first
+    document_ends = np.memmap(folder / "ends", np.int64, "r") if ended else np.zeros(0, np.int64)
+    return document_ends, n_characters, n_skipped
 
 
 def character_starts(text: bytes) -> np.ndarray:
@@ -254,21 +228,20 @@ def character_starts(text: bytes) -> np.ndarray:
     return np.flatnonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80)
 
 
-def split_points(spool: Spool) -> list[int]:
+def split_points(text: Path, document_ends: np.ndarray, n_characters: int) -> list[int]:
     """Byte offsets [0, start of validation, start of test, end]: the same for every tokenizer.
 
     The cuts are by characters. With many documents they move on to the next document boundary; with few, a document is
     cut at exactly that character.
     """
-    if not spool.n_characters:  # nothing but continuation bytes, which only the bytes tokenizer accepts
-        return [0, *(spool.n_bytes * percent // 100 for percent in CUTS), spool.n_bytes]
-    points = [0]
-    for percent in CUTS:
-        point = byte_of_character(spool.path, spool.n_characters * percent // 100)
-        if len(spool.ends) >= MANY_DOCUMENTS:
-            point = int(np.append(spool.ends[np.searchsorted(spool.ends, point) :][:1], spool.n_bytes)[0])
-        points.append(point)
-    return [*points, spool.n_bytes]
+    n_bytes = text.stat().st_size
+    if not n_characters:  # nothing but continuation bytes, which only the bytes tokenizer accepts
+        return [0, *(n_bytes * percent // 100 for percent in CUTS), n_bytes]
+    points = [byte_of_character(text, n_characters * percent // 100) for percent in CUTS]
+    if len(document_ends) >= MANY_DOCUMENTS:
+        next_ends = np.searchsorted(document_ends, points)
+        points = [int([*document_ends[place:][:1], n_bytes][0]) for place in next_ends]
+    return [0, *points, n_bytes]
 
 
 def byte_of_character(path: Path, character: int) -> int:
@@ -280,13 +253,13 @@ def byte_of_character(path: Path, character: int) -> int:
     return position + int(starts[character])
 
 
-def read_pieces(spool: Spool, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
-    """The spool from byte start to stop in pieces of at most PIECE_BYTES, each with whether a document ends there."""
-    first, last = np.searchsorted(spool.ends, [start, stop], side="right")
-    document_ends = ((int(end), True) for end in spool.ends[first:last])
-    with open(spool.path, "rb") as file:
+def read_pieces(text: Path, document_ends: np.ndarray, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+    """The text from byte start to stop in pieces of at most PIECE_BYTES, each with whether a document ends there."""
+    first, last = np.searchsorted(document_ends, [start, stop], side="right")
+    ends = ((int(end), True) for end in document_ends[first:last])
+    with open(text, "rb") as file:
         file.seek(start)
-        for end, is_document_end in itertools.chain(document_ends, [(stop, False)]):
+        for end, is_document_end in itertools.chain(ends, [(stop, False)]):
             while start < end:
                 piece = file.read(min(PIECE_BYTES, end - start))
                 if start + len(piece) < end:
@@ -319,7 +292,7 @@ def hash_of(value: Any) -> str:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a prepared corpus, or None if it is whole."""
+    """What is wrong with a prepared corpus, or None if it is there and whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.pop("check") != hash_of(manifest):

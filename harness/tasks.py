@@ -198,8 +198,7 @@ class TaskCorpus(PreparedCorpus):
     """
 
     def __init__(self, name: str, text: Path, seed: int, batch_size: int, seq_len: int) -> None:
-        super().__init__(name, text)
-        self.seed, self.batch_size, self.seq_len = seed, batch_size, seq_len
+        super().__init__(name, text, seed, batch_size, seq_len)
         task = name.removeprefix("task:")
         self.tasks = list(TASKS) if task == "all" else [task]
         self.least = max(TASKS[task].least_in_evaluation for task in self.tasks)

@@ -27,11 +27,11 @@ def test_pieces_encode_as_the_whole_text_does(tmp_path, corpus, monkeypatch):
     whole = corpus.encode(text)
     path = tmp_path / "text"
     write(path, text)
-    spool = preparing.Spool(path, len(text.encode()), len(text), 0, np.array([len(text.encode())]))
+    n_bytes = len(text.encode())
     for size in (64, 97, 1000):
         monkeypatch.setattr(preparing, "PIECE_BYTES", size)
-        pieces = list(preparing.read_pieces(spool, 0, spool.n_bytes))
-        assert len(pieces) > spool.n_bytes / size
+        pieces = list(preparing.read_pieces(path, np.array([n_bytes]), 0, n_bytes))
+        assert len(pieces) > n_bytes / size
         assert b"".join(piece for piece, _ in pieces).decode() == text
         assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
         assert [
@@ -195,7 +195,7 @@ def test_no_space_left_is_told_as_it_is_and_leaves_nothing_half_made(tmp_path, m
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preparing, "encode_group", full)
+    monkeypatch.setattr(byte_level, "encode_group", full)
     with pytest.raises(OSError, match="No space left"):
         load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300)))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
