@@ -17,11 +17,7 @@ Autocast = Callable[[], AbstractContextManager]  # makes the context in which a 
 
 
 def pick_device(asked: str) -> torch.device:
-    """The device asked for, or the best there is.
-
-    Raises:
-        BadInput: if it is not there.
-    """
+    """The device asked for, or the best there is. Raises BadInput if this machine has none of that kind."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return torch.device(next(name for name, available in there.items() if available))
@@ -45,9 +41,8 @@ def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     native = bf16_is_native(device)
     precision = asked if asked != "auto" else "bf16" if native else "fp32"
     if precision == "bf16" and not native:
-        warnings.warn(
-            f"this {device.type} only emulates bf16, which is slow: --run.precision fp32 is faster", stacklevel=2
-        )
+        slow = f"this {device.type} only emulates bf16, which is slow"
+        warnings.warn(f"{slow}: --run.precision fp32 is faster", stacklevel=2)
     return precision, lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -59,10 +54,8 @@ def has_compiler() -> bool:
 def refuse_without_compiler(flag: str, device: torch.device) -> None:
     """Raise BadInput if what the flag asks torch.compile to make for a CPU cannot be made."""
     if device.type == "cpu" and not has_compiler():
-        raise BadInput(
-            f"{flag} true needs a C++ compiler, and there is none: install one (g++; on macOS xcode-select --install), "
-            f"name yours in the environment variable CXX, or leave {flag} out"
-        )
+        cures = "install one (g++; on macOS xcode-select --install), name yours in the environment variable CXX"
+        raise BadInput(f"{flag} true needs a C++ compiler, and there is none: {cures}, or leave {flag} out")
 
 
 def why_not_compiled(error: BaseException) -> str | None:
@@ -76,53 +69,41 @@ def why_not_compiled(error: BaseException) -> str | None:
 
 def count_parameters(shape: ModelConfig) -> int:
     """How many numbers the weights are, without making them."""
-    key_width = shape.d_head * shape.n_kv_head
-    block = 2 * shape.d_model**2 + 2 * shape.d_model * key_width + 3 * shape.d_model * shape.d_ff + 2 * shape.d_model
+    block = shape.d_model * (2 * shape.d_model + 2 * shape.d_head * shape.n_kv_head + 3 * shape.d_ff + 2)
     with torch.device("meta"):
         scheme = sum(p.numel() for p in SCHEMES[shape.position](shape).parameters())
-    return (
-        shape.n_layer * block
-        + (1 if shape.tie_embeddings else 2) * shape.vocab_size * shape.d_model
-        + shape.d_model
-        + scheme
-    )
+    tables = 1 if shape.tie_embeddings else 2
+    return shape.n_layer * block + (tables * shape.vocab_size + 1) * shape.d_model + scheme
 
 
 def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int) -> None:
     """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
 
-    Counted is what no way of computing does without, 4 bytes a number: weights, their gradients and AdamW's two means,
-    the batch's token ids (8 bytes each, inputs and targets), and of the rows that go through the model at once the
-    logits with their gradient and what every block keeps for the backward pass. Of processes that shard their numbers
-    each GPU keeps its part; on a CPU they all lie in one memory.
-
-    Args:
-        shape: the model's.
-        batch_size: rows of a step.
-        rows: those that go through the model at once.
-        device: that the model lies on.
-        shards: parts that the model is kept in, one a process; 1 if each keeps all of it.
+    Only what no implementation can avoid is counted, at 4 bytes a number: the weights, their gradients and AdamW's two
+    means; the batch's token ids (inputs and targets, 8 bytes each); and, for the `rows` that go through the model at
+    once, the logits with their gradient and what each block keeps for the backward pass. Of a model in several shards
+    each GPU holds one, but processes on a CPU share its memory.
     """
-    shards = shards if device.type == "cuda" else 1
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
-    elif not hasattr(os, "sysconf"):
-        return  # Windows, which says it otherwise
+    elif hasattr(os, "sysconf"):  # not on Windows
+        there, shards = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1
     else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers a token
+        return
+    kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers per token
     for needed, flags in (
         (
             16 * count_parameters(shape) // shards,
-            ("model.vocab_size", "model.d_model", "model.n_layer", "model.d_ff", "model.seq_len"),
+            "model.vocab_size model.d_model model.n_layer model.d_ff model.seq_len",
         ),
-        (16 * batch_size * shape.seq_len, ("run.batch_size", "model.seq_len")),
-        (4 * kept * rows * shape.seq_len, ("run.micro_batch_size", "model.seq_len", "model.d_model", "model.n_layer")),
+        (16 * batch_size * shape.seq_len, "run.batch_size model.seq_len"),
+        (4 * kept * rows * shape.seq_len, "run.micro_batch_size model.seq_len model.d_model model.n_layer"),
     ):
         if needed > there:
             values = {"run.batch_size": batch_size, "run.micro_batch_size": rows}
-            given = (f"--{flag} {values.get(flag) or getattr(shape, flag.split('.')[1])}" for flag in flags)
-            raise BadInput(
-                f"{', '.join(given)} would need {needed / 1e9:,.0f} GB of memory at least, and this machine's "
-                f"{device.type} has {there / 1e9:,.0f}: choose smaller ones"
+            values |= {f"model.{name}": value for name, value in vars(shape).items()}
+            given = ", ".join(f"--{flag} {values[flag]}" for flag in flags.split())
+            memory = (
+                f"{needed / 1e9:,.0f} GB of memory at least, and this machine's {device.type} has {there / 1e9:,.0f}"
             )
+            raise BadInput(f"{given} would need {memory}: choose smaller ones")

@@ -49,8 +49,8 @@ def make_position(run_: FinishedRun, fields: dict[str, Any], length: int) -> Pos
         if position.log_factor is not None:  # learned factors are weights: they divide the frequencies of any scaling
             if (learned := run_.model.position.log_factor) is None:
                 raise ValueError(f"rope.learn_factors true: {run_.path} has learned none")
-            if len(learned) != len(position.log_factor):
-                raise ValueError(f"rope.fraction {fields['fraction']:g} does not fit {len(learned)} learned factors")
+            if (n := len(learned)) != len(position.log_factor):
+                raise ValueError(f"rope.fraction {fields['fraction']:g} does not fit the {n} learned factors")
             position.load_state_dict(run_.model.position.state_dict())
         return position
     except ValueError as error:

@@ -2,9 +2,6 @@
 
     python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4 \\
         --run.steps 100
-
-The old run's options become the defaults of such a command line (`defaults_from`). What the old weights were not
-trained for is refused, and they are put into the new model (`start_from`).
 """
 
 from collections.abc import Callable
@@ -26,35 +23,29 @@ KEPT_IN_TUNING = (
     *("seed", "batch_size", "learning_rate", "embedding_rate", "schedule", "final_rate", "warmup", "weight_decay"),
     *("beta1", "beta2", "grad_clip", "eval_windows", "precision"),
 )
-# The whole rate anew undoes much of what its fall to zero had won. 100 steps of 4 x 1,024 tokens from the default run
-# (one seed) end this far above its loss cropped to 256, in nats, at the whole rate and at a third: no scaling 0.084,
-# 0.062; ntk 0.072, 0.053; yarn with beta_fast 8 0.061, 0.024.
+# The whole rate again would lose much of what its fall to zero had won: see results/SURPRISES.md.
 SLOWER_IN_TUNING = 3  # times
 MAY_CHANGE = {"seq_len", "attention", "init_std"}  # in a run that starts from another's weights
 
 
 def load_start(path: str | Path) -> FinishedRun:
-    """Load the run that another one is to start from.
-
-    Raises:
-        BadInput: as `load_finished_run`, naming the flag.
-    """
+    """Load the run that another one is to start from. Raises BadInput as load_finished_run, with the flag's name."""
     try:
         return load_finished_run(path)
     except BadInput as error:
         raise BadInput(f"--run.init_from {error}") from error
 
 
-def defaults_from(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> dict[str, Any]:
-    """What a run that is tuned puts in the place of the defaults, by option: see RunConfig's init_from.
+def defaults_from(old: FinishedRun, given: Any, run_config: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a run that tunes an old one, by option: see RunOptions' init_from.
 
     Args:
         old: the finished run.
         given: what files and flags give.
-        checked: RunConfig, which refuses settings that no run can have had.
+        run_config: the class of the section run.
 
     Raises:
-        BadInput: if the old run's settings are such.
+        BadInput: if the old run has settings that this class refuses.
     """
     values = {f"data.{name}": value for name, value in asdict(old.data).items()}
     for name, value in asdict(old.model_config).items():
@@ -69,13 +60,13 @@ def defaults_from(old: FinishedRun, given: Any, checked: Callable[..., Any]) -> 
                 value["original_length"] = old.model_config.seq_len
         values |= {f"model.{name}.{key}": each for key, each in value.items()}
     try:
-        settings = checked(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
+        settings = run_config(**{name: old.settings[name] for name in ("name", *KEPT_IN_TUNING)})
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"--run.init_from {old.path / 'config.yaml'} is damaged: {error}") from error
     values |= {f"run.{name}": getattr(settings, name) for name in KEPT_IN_TUNING}
     values["run.learning_rate"] /= SLOWER_IN_TUNING
-    text = ("corpus", "subset", "split", "column", "max_bytes")
-    before, now = ([part(f"data.{n}", values[f"data.{n}"]) for n in text] for part in (values.get, given.get))
+    text = [f"data.{name}" for name in ("corpus", "subset", "split", "column", "max_bytes")]
+    before, now = ([part.get(name, values[name]) for name in text] for part in (values, given))
     before, now = (["kjv" if str(x).startswith("task:") else x for x in part] for part in (before, now))
     if old.data.tokenizer == "bpe" and before != now:  # tasks have the tokenizer of kjv
         values["data.tokenizer"] = str(old.path / "tokenizer.json")  # a BPE trained on another text would be another
@@ -92,73 +83,58 @@ def name_tuned_run(old: FinishedRun, config: ModelConfig) -> str:
 
 def refuse_other_shape(old: FinishedRun, model: dict[str, Any]) -> None:
     """Raise BadInput if a finished run's weights do not fit a section model, or were trained to mean something else."""
-    kept = []
-    for name, was in asdict(old.model_config).items():
-        if isinstance(was, dict) and name == old.model_config.position:
-            kept += [
-                (f"{name}.{key}", was[key], model[name][key]) for key in was if key == "layout" or "layout" not in was
-            ]
-        elif not isinstance(was, dict) and name not in MAY_CHANGE:
-            kept.append((name, was, model[name]))
+    recorded, scheme = asdict(old.model_config), old.model_config.position
+    kept = [(name, was, model[name]) for name, was in recorded.items() if name not in MAY_CHANGE]
+    kept = [each for each in kept if not isinstance(each[1], dict)]
+    own = recorded.get(scheme, {})  # a scheme that rotates keeps its layout, any other all its options
+    own = {"layout": own["layout"]} if "layout" in own else own
+    kept += [(f"{scheme}.{name}", was, model[scheme][name]) for name, was in own.items()]
     for name, was, now in kept:
         if was != now:
-            raise BadInput(
-                f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}, which were trained with "
-                f"{was}: leave it out"
-            )
+            wrong = f"--model.{name} {now} does not fit the weights of --run.init_from {old.path}"
+            raise BadInput(f"{wrong}, which were trained with {was}: leave it out")
 
 
 def refuse_other_tokenizer(old: FinishedRun, tokenizer: Tokenizer) -> None:
     """Raise BadInput if a text was prepared with another tokenizer than a finished run's: its tokens mean others."""
     if tokenizer.to_str() != old.tokenizer.to_str():
         ours, theirs = (each.get_vocab_size() for each in (tokenizer, old.tokenizer))
-        raise BadInput(
-            f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path} was trained "
-            f"with ({theirs}): use --data.tokenizer {old.path / 'tokenizer.json'}"
-        )
+        wrong = f"--data.tokenizer gives another tokenizer ({ours} entries) than --run.init_from {old.path}"
+        file = old.path / "tokenizer.json"
+        raise BadInput(f"{wrong} was trained with ({theirs}): use --data.tokenizer {file}")
 
 
 def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None) -> None:
-    """Put a finished run's weights into a new model, whose length and rotation may be others.
-
-    Args:
-        old: the finished run.
-        model: the new one, at its first values.
-        extend_learned: how learned positions grow: see `extend_table`.
+    """Put a finished run's weights into a new model, whose length and scaling may differ.
 
     Raises:
         BadInput: where the weights would not fit, or would mean something else.
     """
     here = f"--run.init_from {old.path}"
     refuse_other_shape(old, asdict(model.config))
-    weights, scheme = old.model.state_dict(), model.config.position
+    weights, scheme, options = old.model.state_dict(), model.config.position, model.config.options
     ends = model.position.longest is not None  # a table with a row for every position
     if extend_learned and not ends:
         raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
     if ends:
         table, fresh = weights["position.table"], model.position.table.detach()
         if len(fresh) > len(table) and not extend_learned:
-            raise BadInput(
-                f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}, which end at "
-                f"{len(table)}: say how they grow, --run.extend_learned repeat, interpolate or new"
-            )
+            wrong = f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}"
+            cure = "say how they grow, --run.extend_learned repeat, interpolate or new"
+            raise BadInput(f"{wrong}, which end at {len(table)}: {cure}")
         weights["position.table"] = extend_table(table, fresh, extend_learned)
     if isinstance(model.position, Rope):
         learned = weights.pop("position.log_factor", None)
         if model.position.log_factor is not None:
-            mine = model.position.log_factor.detach()
-            learned = mine if learned is None else learned
-            if len(learned) != len(mine):
-                raise BadInput(
-                    f"--model.rope.fraction {model.config.rope.fraction:g} rotates {len(mine)} pairs, and {here} has "
-                    f"learned factors for {len(learned)}: leave it out"
-                )
+            fresh = model.position.log_factor.detach()
+            learned = fresh if learned is None else learned
+            if len(learned) != len(fresh):
+                wrong = f"--model.{scheme}.fraction {options.fraction:g} rotates {len(fresh)} pairs"
+                raise BadInput(f"{wrong}, and {here} has learned factors for {len(learned)}: leave it out")
             weights["position.log_factor"] = learned
-        elif learned is not None and model.config.rope.scaling != "longrope":
-            raise BadInput(
-                f"--model.rope.learn_factors false would drop the factors that {here} has learned: leave it out, or "
-                f"take them as lists, --config {old.path / 'longrope.yaml'}"
-            )
+        elif learned is not None and options.scaling != "longrope":
+            wrong = f"--model.{scheme}.learn_factors false would drop the factors that {here} has learned"
+            raise BadInput(f"{wrong}: leave it out, or take them as lists, --config {old.path / 'longrope.yaml'}")
     model.load_state_dict(weights)
 
 
@@ -167,10 +143,9 @@ def extend_table(old: Tensor, fresh: Tensor, way: str) -> Tensor:
 
     Args:
         old: the trained vectors of positions 0 .. L - 1.
-        fresh: what the longer table would be at initialisation.
-        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors are spread evenly over the
-            longer table, its first and last being the old ones, with straight lines between. `new`: old vectors as they
-            are, and past them the fresh ones.
+        fresh: the longer table at initialisation.
+        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors, first and last included,
+            spread evenly with straight lines between them. `new`: the old vectors, then the fresh ones.
     """
     L, longer = len(old), len(fresh)
     if longer <= L:
