@@ -228,9 +228,7 @@ RULES: list[Callable[[Sources], Breaches]] = [
     long_messages,
     scheme_names,
 ]
-STILL: dict[str, Breaches] = {
-    "long_rooms": {"all": 9400, "lesson": 1097},
-}
+STILL: dict[str, Breaches] = {"long_rooms": {"all": 9139, "lesson": 1096}}
 
 
 def worse(breaches: Breaches, rule: str) -> Breaches:
