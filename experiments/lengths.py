@@ -1,39 +1,32 @@
 """How does each scheme fare past the length it was trained at?
 
-    python -m experiments.lengths                      measure what is missing, and write the page and the picture
-    python -m experiments.lengths --measure false      only write them, from the measurements that exist
+    python -m experiments.lengths      measure what is missing, and write the page; --measure false only writes it
 
 Every scheme is trained at 256 tokens over three seeds, and its loss taken on the same targets with 64 to 4,096 tokens
-of context. Writes its section of results/RESULTS.md, and docs/lengths.png.
+of context. Section of results/RESULTS.md, and docs/lengths.png.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+import evaluate
 import train
-from harness import measurements, pages
-from harness.measurements import SEEDS, TRAINED, Measurement
+from harness import pages
+from harness.measurements import SEEDS, TRAINED, Measurement, run_experiment, text_run
 from harness.messages import run
-from harness.pages import Rows, judge, paired_differences, select
+from harness.pages import Figure, Rows, format_losses, judge, judge_pairs, paired_differences, select
 from harness.pictures import Line, draw_by_length, plotting
 from harness.tables import format_mean, markdown
 from positions import SCHEMES
-
-Figure = Callable[[dict[str, Any]], float | None]
 
 STUDIED = ("none", "sinusoidal", "learned", "alibi", "t5", "rope")  # kerple came after the study
 
 
 def list_measurements() -> list[Measurement]:
     """The loss of every scheme and seed by length."""
-    runs = {(scheme, seed): measurements.text_run(scheme, seed) for seed in SEEDS for scheme in STUDIED}
-    return [
-        Measurement("schemes", run.name, run, {"scheme": scheme, "seed": seed}, measurements.measure_losses)
-        for (scheme, seed), run in runs.items()
-    ]
+    runs = {(scheme, seed): text_run(scheme, seed) for seed in SEEDS for scheme in STUDIED}
+    return [Measurement("schemes", one.name, one, {"scheme": s, "seed": seed}) for (s, seed), one in runs.items()]
 
 
 def loss_at(length: int) -> Figure:
@@ -48,17 +41,11 @@ def by_scheme(rows: Rows) -> dict[str, Rows]:
 
 def table(rows: Rows) -> str:
     """Figures inside the trained length, loss by length, and differences from rope seed by seed."""
-    lengths = [int(length) for length in rows[0]["loss_by_length"]]
-    head = ["scheme", "seeds", "bits per byte", "test loss", *(f"at {n}" for n in lengths)]
+    head = ["scheme", "seeds", "bits per byte", "test loss", *(f"at {n}" for n in rows[0]["loss_by_length"])]
     lines = [[*head, "minus rope at 256", "minus rope at 2048"]]
-    rope = select(rows, scheme="rope")
     for scheme, mine in by_scheme(rows).items():
         line = [scheme, str(len(mine)), *(format_mean(r[n] for r in mine) for n in ("bits_per_byte", "test_loss"))]
-        line += [format_mean(loss_at(n)(r) for r in mine) for n in lengths]
-        for n in (256, 2048):
-            found = paired_differences(mine, rope, loss_at(n))
-            line.append("" if scheme == "rope" else format_mean(found, sign="+") if found else "n/a")
-        lines.append(line)
+        lines.append(line + format_losses(mine, select(rows, scheme="rope"), ("256", "2048")))
     return "\n".join(markdown(lines))
 
 
@@ -75,36 +62,30 @@ def steps_to_reach(rows: Rows, fast: str, slow: str) -> list[float]:
 
 def expected(rows: Rows) -> list[list[str]]:
     """What published work leads one to expect of the schemes: (what, verdict, figures)."""
-    lines = []
-
-    def lower(a: str, b: str, length: int, where: str) -> None:
-        if found := paired_differences(select(rows, scheme=a), select(rows, scheme=b), loss_at(length)):
-            lines.append([f"{where}: {a} has a lower loss than {b}", *judge(found)])
-
+    rope, alibi, learned = (select(rows, scheme=scheme) for scheme in ("rope", "alibi", "learned"))
+    inside, past = "at the trained length, 256", "at 8 times the trained length, 2,048"
     order = [("rope", "t5"), ("alibi", "t5"), ("t5", "sinusoidal"), ("t5", "learned")]
-    for a, b in [*order, ("sinusoidal", "none"), ("learned", "none")]:
-        lower(a, b, 256, "at the trained length, 256")
-    rope, alibi, learned = (select(rows, scheme=name) for name in ("rope", "alibi", "learned"))
+    order += [("sinusoidal", "none"), ("learned", "none")]
+    lines = judge_pairs(inside, rows, "scheme", order, loss_at(256))
     if close := paired_differences(rope, alibi, loss_at(256)):
-        verdict, _ = judge([math.copysign(1, mean(close)) * value for value in close], 0.1)
-        what = "at the trained length, 256: rope and alibi are within 0.1 nats of each other"
+        what = f"{inside}: rope and alibi are within 0.1 nats of each other"
+        [[_, verdict, _]] = judge(what, [math.copysign(1, mean(close)) * value for value in close], 0.1)
         lines.append([what, verdict, format_mean(close, sign="+")])
-    for a, b in (("alibi", "t5"), ("t5", "none"), ("none", "rope"), ("rope", "sinusoidal")):
-        lower(a, b, 2048, "at 8 times the trained length, 2,048")
-    if alibi:
-        change = [loss_at(2048)(row) - loss_at(256)(row) for row in alibi]
-        lines.append(["alibi loses at most 0.02 nats from 256 to 2,048", *judge(change, 0.02)])
-    if rope:
-        change = [loss_at(256)(row) - loss_at(2048)(row) for row in rope]
-        lines.append(["rope has a lower loss at 256 than at 2,048", *judge(change)])
+    order = [("alibi", "t5"), ("t5", "none"), ("none", "rope"), ("rope", "sinusoidal")]
+    lines += judge_pairs(past, rows, "scheme", order, loss_at(2048))
+    lost = paired_differences(alibi, alibi, loss_at(2048), loss_at(256))
+    lines += judge("alibi loses at most 0.02 nats from 256 to 2,048", lost, 0.02)
+    gained = paired_differences(rope, rope, loss_at(256), loss_at(2048))
+    lines += judge("rope has a lower loss at 256 than at 2,048", gained)
     if learned:
         ends = all(loss_at(512)(row) is None for row in learned)
         verdict = [pages.REPRODUCED, "no losses"] if ends else [pages.NOT_REPRODUCED, "has losses"]
         lines.append(["learned has no positions past 256, and so no loss there", *verdict])
     if faster := steps_to_reach(rows, "rope", "learned"):
+        what = "rope reaches the final loss of learned in fewer steps (their ratio minus 1)"
         never = sum(map(math.isinf, faster))
-        verdict = [pages.INCONCLUSIVE, f"not reached in {never} of {len(faster)} seeds"] if never else judge(faster)
-        lines.append(["rope reaches the final loss of learned in fewer steps (their ratio minus 1)", *verdict])
+        unclear = [[what, pages.INCONCLUSIVE, f"not reached in {never} of {len(faster)} seeds"]]
+        lines += unclear if never else judge(what, faster)
     return lines
 
 
@@ -112,10 +93,8 @@ def draw(rows: Rows, path: Path) -> None:
     """Loss on the same targets against length, a line per scheme."""
     lines = []
     for scheme, mine in by_scheme(rows).items():
-        points: dict[int, list[float]] = {}
-        for length, loss in ((int(n), loss) for row in mine for n, loss in row["loss_by_length"].items()):
-            if loss is not None:
-                points.setdefault(length, []).append(loss)
+        of_length = {n: [row["loss_by_length"][n] for row in mine] for n in mine[0]["loss_by_length"]}
+        points = {int(n): losses for n, losses in of_length.items() if None not in losses}
         look = SCHEMES[scheme]
         lines.append(Line(scheme, points, look.color, look.dash, look.marker))
     plt = plotting()
@@ -126,8 +105,9 @@ def draw(rows: Rows, path: Path) -> None:
     plt.close(figure)
 
 
-def section(rows: Rows) -> str:
+def section() -> str:
     """The experiment's section of results/RESULTS.md."""
+    rows = pages.load_rows("schemes")
     return f"""\
 ## Schemes
 
@@ -142,15 +122,11 @@ Each scheme was trained at {TRAINED} tokens. The last two columns are difference
 {pages.describe_machines(rows)}"""
 
 
-def write_pages() -> None:
-    rows = pages.load_rows("schemes")
-    pages.replace_section("experiments/lengths.py", section(rows))
-    draw(rows, pages.ROOT / "docs" / "lengths.png")
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing, and write the page."""
-    measurements.run_experiment(argv, __doc__, list_measurements(), train.main, write_pages)
+    """Measure what is missing, and write the page and the picture."""
+    run_experiment(argv, __doc__, list_measurements(), train.main, evaluate.main)
+    pages.replace_section("experiments/lengths.py", section())
+    draw(pages.load_rows("schemes"), pages.ROOT / "docs" / "lengths.png")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
 """Which scheme finds again what it has read, inside the trained length and past it?
 
-    python -m experiments.retrieval                      measure what is missing, and write the page and the picture
-    python -m experiments.retrieval --measure false      only write them, from the measurements that exist
+    python -m experiments.retrieval      measure what is missing, and write the page; --measure false only writes it
 
-One model per scheme is trained on all tasks at once (harness/tasks.py), and its answers are scored at one to eight
-times the trained length. Writes its section of results/RESULTS.md, and docs/retrieval.png. What was tried before is in
-results/TASKS.md.
+One model per scheme is trained on all tasks at once, and scored at one to eight times the trained length. What was
+tried before is in results/TASKS.md. Section of results/RESULTS.md, and docs/retrieval.png.
 """
-
-from functools import partial
-from pathlib import Path
 
 import evaluate
 import train
-from harness import measurements, pages
-from harness.measurements import TASKS, TASKS_TRAINED, Measurement
+from harness import pages
+from harness.measurements import TASKS, TASKS_TRAINED, Measurement, run_experiment, tasks_run
 from harness.messages import run
 from harness.pages import Rows, accuracy_at, format_share, select
 from harness.pictures import draw_heat_maps
@@ -26,9 +21,8 @@ STUDIED = ("none", "sinusoidal", "learned", "alibi", "t5", "rope")  # kerple cam
 
 def list_measurements() -> list[Measurement]:
     """The accuracy of every scheme by task and length, one seed."""
-    measure = partial(measurements.measure_by_evaluating, evaluate=evaluate.main, options=())
-    runs = {scheme: measurements.tasks_run(scheme) for scheme in STUDIED}
-    return [Measurement("retrieval", run.name, run, {"scheme": s, "seed": 0}, measure) for s, run in runs.items()]
+    runs = {scheme: tasks_run(scheme) for scheme in STUDIED}
+    return [Measurement("retrieval", run.name, run, {"scheme": s, "seed": 0}, ()) for s, run in runs.items()]
 
 
 def by_task(rows: Rows) -> dict[str, dict[tuple[str, int], float | None]]:
@@ -42,11 +36,10 @@ def by_task(rows: Rows) -> dict[str, dict[tuple[str, int], float | None]]:
 def table(rows: Rows) -> str:
     """Accuracy of whole answers by task, scheme and length."""
     accuracy = by_task(rows)
-    lengths = list(dict.fromkeys(n for _, n in next(iter(accuracy.values()))))
+    schemes, lengths = (list(dict.fromkeys(key[i] for key in accuracy["copy"])) for i in (0, 1))
     lines = [["task", "scheme", *(f"at {n}" for n in lengths)]]
     for task, cells in accuracy.items():
-        for scheme in dict.fromkeys(scheme for scheme, _ in cells):
-            lines.append([task, scheme, *(format_share(cells[scheme, n]) for n in lengths)])
+        lines += [[task, scheme, *(format_share(cells[scheme, n]) for n in lengths)] for scheme in schemes]
     return "\n".join(markdown(lines))
 
 
@@ -56,21 +49,16 @@ def expected(rows: Rows) -> list[list[str]]:
     for row in (row for scheme in ("rope", "sinusoidal") for row in select(rows, scheme=scheme)[:1]):
         inside, outside = (accuracy_at(row, length, "copy") for length in (TASKS_TRAINED, past))
         if None not in (inside, outside):
-            verdict = (
-                pages.INCONCLUSIVE if inside < 0.5 else pages.REPRODUCED if outside < 0.05 else pages.NOT_REPRODUCED
-            )
+            verdict = pages.REPRODUCED if outside < 0.05 else pages.NOT_REPRODUCED
+            verdict = pages.INCONCLUSIVE if inside < 0.5 else verdict
             what = f"copy: {row['scheme']} fails past the trained length (accuracy below 0.05 at {past})"
             lines.append([what, verdict, f"{inside:.2f} at {TASKS_TRAINED}, {outside:.2f} at {past} (one seed)"])
     return lines
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """A heat map per task: accuracy by scheme and length."""
-    draw_heat_maps([list(by_task(rows).items())], TASKS_TRAINED, path)
-
-
-def section(rows: Rows) -> str:
+def section() -> str:
     """The experiment's section of results/RESULTS.md."""
+    rows = pages.load_rows("retrieval")
     return f"""\
 ## Retrieval
 
@@ -86,15 +74,12 @@ The table shows the share of answers that are entirely right, over at least 200 
 {pages.describe_machines(rows)}"""
 
 
-def write_pages() -> None:
-    rows = pages.load_rows("retrieval")
-    pages.replace_section("experiments/retrieval.py", section(rows))
-    draw(rows, pages.ROOT / "docs" / "retrieval.png")
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing, and write the page."""
-    measurements.run_experiment(argv, __doc__, list_measurements(), train.main, write_pages)
+    """Measure what is missing, and write the page and the picture."""
+    run_experiment(argv, __doc__, list_measurements(), train.main, evaluate.main)
+    pages.replace_section("experiments/retrieval.py", section())
+    panels = list(by_task(pages.load_rows("retrieval")).items())
+    draw_heat_maps([panels], TASKS_TRAINED, pages.ROOT / "docs" / "retrieval.png")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,30 @@
 """What do rope's scalings bring past the trained length, as they are and after a short fine-tuning?
 
-    python -m experiments.scalings                      measure what is missing, and write the page and the picture
-    python -m experiments.scalings --measure false      only write them, from the measurements that exist
+    python -m experiments.scalings      measure what is missing, and write the page; --measure false only writes it
 
-The rope runs of experiments/lengths.py and experiments/retrieval.py are measured under every scaling, without training
-(zero-shot) and after fine-tuning at four times the trained length. Writes its section of results/RESULTS.md, and
-docs/scalings.png.
+The rope runs of experiments/lengths.py and retrieval.py are measured under every scaling, without training (zero-shot)
+and after fine-tuning at four times the trained length. Sections of results/RESULTS.md, and docs/scalings.png.
 """
 
-from functools import partial
+import re
 from pathlib import Path
-from typing import Any
 
 import evaluate
 import train
 from harness import evaluation, measurements, pages
-from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun
+from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, tasks_run, text_run
 from harness.messages import run
-from harness.pages import Rows, accuracy_at, format_share, judge, paired_differences, select
+from harness.pages import (
+    Figure,
+    Rows,
+    accuracy_at,
+    format_share,
+    judge,
+    judge_pairs,
+    load_rows,
+    paired_differences,
+    select,
+)
 from harness.pictures import Line, draw_by_length, plotting
 from harness.tables import format_mean, markdown
 
@@ -48,63 +55,49 @@ TUNED_AT, TUNING_STEPS, TUNING_ROWS = 4 * TRAINED, 100, 8
 UP_TO_8 = (1, 2, 4, 8)  # lengths to measure, in trained lengths
 
 
-def tuned_run(label: str, start: TrainedRun, name: str, seq_len: int) -> TrainedRun:
+def in_file_name(label: str) -> str:
+    return re.sub(r"\W+", "-", label.replace("_", ""))
+
+
+def tuned_run(label: str, start: TrainedRun, seq_len: int) -> TrainedRun:
     """A run fine-tuned under a scaling, at a longer length. All of them see the same tokens."""
     options = ("--model.seq_len", str(seq_len), "--run.steps", str(TUNING_STEPS), "--run.batch_size", str(TUNING_ROWS))
-    return TrainedRun(f"tuned-{name}-seed{start.name[-1]}", (*options, *TUNINGS[label].split()), start)
+    name = start.name.replace("rope", in_file_name(label))
+    return TrainedRun(f"tuned-{name}", (*options, *TUNINGS[label].split()), start)
 
 
 def list_measurements() -> list[Measurement]:
     """Loss and retrieval under every scaling, zero-shot and fine-tuned."""
+    learned = tuned_run("learned factors", text_run("rope", 0), TUNED_AT)
+    starts = [(text_run("rope", seed), seed, TRAINED, "") for seed in SEEDS]
+    starts += [(tasks_run("rope"), 0, TASKS_TRAINED, "-retrieval")]
     found = []
-
-    def add(part: str, name: str, one: TrainedRun, label: str, seed: int, options: list[str]) -> None:
-        lists_of = learned if "longrope" in options else None
-        measure = partial(
-            measurements.measure_by_evaluating, evaluate=evaluate.main, options=tuple(options), lists_of=lists_of
-        )
-        found.append(Measurement(part, name, one, {"scaling": label, "seed": seed}, measure))
-
-    def in_file_name(label: str) -> str:
-        return label.replace(", ", "-").replace(" ", "-").replace("/", "-").replace("_", "")
-
-    lengths, task_lengths = (
-        ["--lengths", *(str(n * trained) for n in UP_TO_8)] for trained in (TRAINED, TASKS_TRAINED)
-    )
-    learned = tuned_run("learned factors", measurements.text_run("rope", 0), "learned-factors", TUNED_AT)
-    tasks = measurements.tasks_run("rope")
-    for seed in SEEDS:
-        rope = measurements.text_run("rope", seed)
+    for start, seed, trained, part in starts:
+        lengths = ("--lengths", *(str(n * trained) for n in UP_TO_8))
         for label in TUNINGS:
-            one = tuned_run(label, rope, in_file_name(label), TUNED_AT)
-            add("tuned", one.name, one, label, seed, lengths)
+            one = tuned_run(label, start, 4 * trained)
+            found.append(Measurement(f"tuned{part}", one.name, one, {"scaling": label, "seed": seed}, lengths))
         for label, options in SCALINGS.items():
-            add("zero-shot", f"{in_file_name(label)}-seed{seed}", rope, label, seed, [*lengths, *options.split()])
-    for label, options in SCALINGS.items():
-        add("zero-shot-retrieval", in_file_name(label), tasks, label, 0, options.split())
-    for label in TUNINGS:
-        one = tuned_run(label, tasks, f"tasks-{in_file_name(label)}", 4 * TASKS_TRAINED)
-        add("tuned-retrieval", one.name, one, label, 0, task_lengths)
+            name = in_file_name(label) + ("" if part else f"-seed{seed}")
+            labels, factors = {"scaling": label, "seed": seed}, learned if label == "longrope" else None
+            options = (*lengths, *options.split())
+            found.append(Measurement(f"zero-shot{part}", name, start, labels, options, factors))
     return found
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def labels_of(rows: Rows) -> list[str]:
     return sorted({row["scaling"] for row in rows}, key=ORDER.index)
 
 
-def loss_at(row: dict[str, Any], length: int, name: str = "loss") -> float | None:
-    """Loss on the last tokens of a window, or its crop_loss: with the last trained length of tokens alone."""
-    return next((cell[name] for cell in row["results"] if cell["length"] == length), None)
+def loss_at(length: int, name: str = "loss") -> Figure:
+    """The loss on the last tokens of a window, or its crop_loss: with the last trained length of tokens alone."""
+    return lambda row: next((cell[name] for cell in row["results"] if cell["length"] == length), None)
 
 
 def losses_over_crop(rows: Rows, label: str, length: int, untuned: Rows) -> list[float]:
     """Losses under a scaling minus that of the untuned run, which sees the last trained length alone; by seed."""
-    crop = {row["seed"]: loss_at(row, length, "crop_loss") for row in select(untuned, scaling="none")}
-    losses = [(loss_at(row, length), crop.get(row["seed"])) for row in select(rows, scaling=label)]
-    return [loss - baseline for loss, baseline in losses if None not in (loss, baseline)]
+    baseline = select(untuned, scaling="none")
+    return paired_differences(select(rows, scaling=label), baseline, loss_at(length), loss_at(length, "crop_loss"))
 
 
 def table(rows: Rows, retrieval: Rows, multiples: tuple[int, ...], untuned: Rows) -> str:
@@ -128,27 +121,19 @@ def table(rows: Rows, retrieval: Rows, multiples: tuple[int, ...], untuned: Rows
 
 def expected(zero_shot: Rows, tuned: Rows) -> list[list[str]]:
     """What published work, or an earlier model, leads one to expect of scalings: (what, verdict, figures)."""
-    lines = []
-
-    def lower(where: str, rows: Rows, a: str, b: str, length: int) -> None:
-        mine, theirs = select(rows, scaling=a), select(rows, scaling=b)
-        if found := paired_differences(mine, theirs, lambda row: loss_at(row, length)):
-            lines.append([f"{where} at {length}: {a} has a lower loss than {b}", *judge(found)])
-
-    lower("zero-shot", zero_shot, "none", "linear", 1024)
-    lower("zero-shot", zero_shot, "none", "linear", 512)
-    for a, b in (("ntk", "none"), ("ntk, factor 16", "none"), ("yarn", "ntk"), ("yarn, beta_fast 8", "yarn")):
-        lower("zero-shot", zero_shot, a, b, 1024)
+    now, later = "zero-shot at 1024", "fine-tuned at 1024"
+    lines = judge_pairs(now, zero_shot, "scaling", [("none", "linear")], loss_at(1024))
+    lines += judge_pairs("zero-shot at 512", zero_shot, "scaling", [("none", "linear")], loss_at(512))
+    order = [("ntk", "none"), ("ntk, factor 16", "none"), ("yarn", "ntk"), ("yarn, beta_fast 8", "yarn")]
+    lines += judge_pairs(now, zero_shot, "scaling", order, loss_at(1024))
     for label in ("ntk", "yarn, beta_fast 8"):
-        if over := losses_over_crop(zero_shot, label, 1024, zero_shot):
-            what = f"zero-shot at 1024: the baseline has a lower loss than {label}"
-            lines.append([what, *judge([-value for value in over])])
+        below = [-value for value in losses_over_crop(zero_shot, label, 1024, zero_shot)]
+        lines += judge(f"{now}: the baseline has a lower loss than {label}", below)
     for label in ("none", "ntk", "yarn, beta_fast 8"):
-        if over := losses_over_crop(tuned, label, 1024, zero_shot):
-            lines.append([f"fine-tuned at 1024: {label} is at most 0.03 nats above the baseline", *judge(over, 0.03)])
-    for label in ("ntk", "yarn, beta_fast 8"):
-        lower("fine-tuned", tuned, label, "linear", 1024)
-    return lines
+        over = losses_over_crop(tuned, label, 1024, zero_shot)
+        lines += judge(f"{later}: {label} is at most 0.03 nats above the baseline", over, 0.03)
+    order = [("ntk", "linear"), ("yarn, beta_fast 8", "linear")]
+    return lines + judge_pairs(later, tuned, "scaling", order, loss_at(1024))
 
 
 def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
@@ -175,12 +160,10 @@ def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
     plt.close(figure)
 
 
-def load_parts() -> list[Rows]:
-    return [pages.load_rows(part) for part in ("zero-shot", "zero-shot-retrieval", "tuned", "tuned-retrieval")]
-
-
-def section(zero_shot: Rows, zero_shot_retrieval: Rows, tuned: Rows, tuned_retrieval: Rows) -> str:
-    """The experiment's section of results/RESULTS.md."""
+def section() -> str:
+    """The experiment's sections of results/RESULTS.md."""
+    parts = ("zero-shot", "zero-shot-retrieval", "tuned", "tuned-retrieval")
+    zero_shot, answers, tuned, tuned_answers = (load_rows(part) for part in parts)
     return f"""\
 ## Scalings of rope, zero-shot
 
@@ -194,7 +177,7 @@ that are entirely right, averaged over the tasks, for a rope model that was trai
 
 ![loss minus that of the baseline, by length of context, zero-shot and fine-tuned](../docs/scalings.png)
 
-{table(zero_shot, zero_shot_retrieval, (2, 4, 8), zero_shot)}
+{table(zero_shot, answers, (2, 4, 8), zero_shot)}
 
 ## Scalings of rope, fine-tuned
 
@@ -202,22 +185,18 @@ The same after {TUNING_STEPS} steps of {TUNING_ROWS} x {TUNED_AT:,} tokens. All 
 control without scaling. The baseline is the run before fine-tuning, given its last {TRAINED} tokens, on the same
 targets.
 
-{table(tuned, tuned_retrieval, UP_TO_8, zero_shot)}
+{table(tuned, tuned_answers, UP_TO_8, zero_shot)}
 
 {pages.table_of_verdicts(expected(zero_shot, tuned))}
 
-{pages.describe_machines([*zero_shot, *zero_shot_retrieval, *tuned, *tuned_retrieval])}"""
-
-
-def write_pages() -> None:
-    parts = load_parts()
-    pages.replace_section("experiments/scalings.py", section(*parts))
-    draw(parts[0], parts[2], pages.ROOT / "docs" / "scalings.png")
+{pages.describe_machines([*zero_shot, *answers, *tuned, *tuned_answers])}"""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing, and write the page."""
-    measurements.run_experiment(argv, __doc__, list_measurements(), train.main, write_pages)
+    """Measure what is missing, and write the page and the picture."""
+    measurements.run_experiment(argv, __doc__, list_measurements(), train.main, evaluate.main)
+    pages.replace_section("experiments/scalings.py", section())
+    draw(load_rows("zero-shot"), load_rows("tuned"), pages.ROOT / "docs" / "scalings.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Measurements that can be stopped and continued: one JSON file each, in results/data/PART/NAME.json.
 
-An experiment lists its measurements and calls `run_experiment`. What has a file is not measured again. The run that a
-measurement needs is trained unless its folder under runs/results/ is finished; weights are not committed. Measurements
-run side by side, one per core, with one thread each.
+What has a file is not measured again. The run that a measurement needs is trained unless its folder under runs/results/
+is finished; weights are not committed. Measurements run side by side, one per core, with one thread each.
 """
 
 import contextlib
@@ -37,9 +36,11 @@ TRAINED = ModelConfig.seq_len
 LENGTHS = [TRAINED // 4, TRAINED // 2, *(TRAINED * n for n in (1, 2, 4, 8, 16))]  # whose loss is taken
 TASKS = "configs/tasks.yaml"  # of the runs on tasks, which are shorter than those on text: see results/TASKS.md
 TASKS_TRAINED = yaml.safe_load((ROOT / TASKS).read_text(encoding="utf-8"))["model"]["seq_len"]
+RECORDED = ("steps", "val_loss", "bits_per_byte", "test_loss", "parameters", "position_parameters")  # of result.json
+RECORDED += ("shared_init_sha256", "batches_sha256", "data_sha256", "precision", "threads", "versions")
 
-Main = Callable[[list[str]], Any]
-"""The main function of a script."""
+Mains = tuple[Callable[[list[str]], Any], Callable[[list[str]], Any]]
+"""The main functions of train.py and evaluate.py, which the harness does not import."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement of one run."""
+    """One measurement of one run: its loss by length, or what evaluate.py finds."""
 
     part: str  # folder of its file in results/data/
     name: str  # of its file
     run: TrainedRun
     labels: dict[str, Any]  # what distinguishes it within its part: scheme, seed, scaling, ...
-    measure: Callable[["Measurement", Main], dict[str, Any]]  # takes it; what goes into its file
+    options: tuple[str, ...] | None = None  # of evaluate.py; None for the loss by length
+    factors: TrainedRun | None = None  # the run whose learned factors longrope takes
 
     @property
     def file(self) -> Path:
@@ -88,24 +90,20 @@ def tasks_run(scheme: str, name: str = "", *options: str) -> TrainedRun:
     return TrainedRun(f"tasks-{name or scheme}-seed0", (*mixture, "--model.position", scheme, *options))
 
 
-# ---- one measurement -------------------------------------------------------------------------------------------------
-
-
-def train_if_missing(run: TrainedRun, train: Main) -> Path:
+def train_if_missing(run: TrainedRun, mains: Mains) -> Path:
     """Train a run unless it is finished, its start first, once even if several processes need it; its folder."""
     if run.start is not None:
-        train_if_missing(run.start, train)
+        train_if_missing(run.start, mains)
     RUNS.mkdir(parents=True, exist_ok=True)
     with FileLock(RUNS / f"{run.name}.lock"):
         if read_result(run.folder).get("status") != "finished":
-            train([*run.command, "--run.resume", "true"])
+            mains[0]([*run.command, "--run.resume", "true"])
     return run.folder
 
 
-def measure_losses(one: Measurement, train: Main) -> dict[str, Any]:
+def measure_losses(folder: Path) -> dict[str, Any]:
     """Loss on the same targets at every length, and the curve of validation losses."""
-    folder, device = train_if_missing(one.run, train), torch.device("cpu")
-    loaded = load_finished_run(folder)
+    loaded, device = load_finished_run(folder), torch.device("cpu")
     corpus = data.load(loaded.data, loaded.settings["seed"], loaded.settings["batch_size"], loaded.model_config.seq_len)
     _, autocast = devices.pick_precision(loaded.settings["precision"], device)
     losses = measure_loss_by_length(loaded.model, corpus, "validation", LENGTHS, device, autocast)
@@ -113,15 +111,12 @@ def measure_losses(one: Measurement, train: Main) -> dict[str, Any]:
     return {"loss_by_length": losses, "curve": curve}
 
 
-def measure_by_evaluating(
-    one: Measurement, train: Main, evaluate: Main, options: tuple[str, ...], lists_of: TrainedRun | None = None
-) -> dict[str, Any]:
-    """What evaluate.py finds with these options; for longrope with the lists that the run `lists_of` has learned."""
-    folder = train_if_missing(one.run, train)
-    flags = [*options, *(longrope_options(train_if_missing(lists_of, train)) if lists_of else ())]
+def measure_by_evaluating(one: Measurement, mains: Mains) -> dict[str, Any]:
+    """What evaluate.py finds with the measurement's options."""
+    flags = [*one.options, *(longrope_options(train_if_missing(one.factors, mains)) if one.factors else ())]
     picture = RUNS / f"{one.part}-{one.name}.png"  # another process may measure the same run
-    results = evaluate([str(folder), *flags, "--picture", str(picture)])["results"]
-    return {"evaluate": ["python", "evaluate.py", str(folder), *flags], "results": results}
+    results = mains[1]([str(one.run.folder), *flags, "--picture", str(picture)])["results"]
+    return {"evaluate": ["python", "evaluate.py", str(one.run.folder), *flags], "results": results}
 
 
 def longrope_options(folder: Path) -> list[str]:
@@ -132,19 +127,18 @@ def longrope_options(folder: Path) -> list[str]:
     return [word for name, value in values.items() for word in (f"--rope.{name}", str(value))]
 
 
-def write_measurement(one: Measurement, train: Main) -> None:
+def write_measurement(one: Measurement, mains: Mains) -> None:
     """Take one measurement, and write its file: labels, how the run was made, and what was found."""
     began = time.perf_counter()
-    found = one.measure(one, train)
-    result = read_result(one.run.folder)
-    names = ("steps", "val_loss", "bits_per_byte", "test_loss", "parameters", "position_parameters")
-    names += ("shared_init_sha256", "batches_sha256", "data_sha256", "precision", "threads", "versions")
+    folder = train_if_missing(one.run, mains)
+    found = measure_losses(folder) if one.options is None else measure_by_evaluating(one, mains)
+    result = read_result(folder)
     made = {
         **one.labels,
         "run": one.run.name,
         "train": ["python", "train.py", *one.run.command],
         "init_from": one.run.start and one.run.start.name,
-        **{name: result[name] for name in names},
+        **{name: result[name] for name in RECORDED},
         "commit": commit(),
         **found,
         "seconds": time.perf_counter() - began,
@@ -153,22 +147,19 @@ def write_measurement(one: Measurement, train: Main) -> None:
     write_whole(one.file, json.dumps(made, indent=1) + "\n")
 
 
-def write_in_process(one: Measurement, train: Main) -> None:
+def write_in_process(one: Measurement, mains: Mains) -> None:
     """`write_measurement` in a worker process, with everything it prints in a log file."""
     torch.set_num_threads(1)
     RUNS.mkdir(parents=True, exist_ok=True)
     log = RUNS / f"{one.part}-{one.name}.log"
     with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
-            write_measurement(one, train)
+            write_measurement(one, mains)
         except (BadInput, RunFailed) as error:
             raise RuntimeError(f"{one.part} {one.name}: {error} (see {log})") from None
 
 
-# ---- all of them -----------------------------------------------------------------------------------------------------
-
-
-def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> None:
+def run_missing(measurements: list[Measurement], mains: Mains, at_once: int) -> None:
     """Take the measurements that have no file yet, and print the progress.
 
     Raises:
@@ -178,7 +169,7 @@ def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> N
     began, failed = time.perf_counter(), []
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         try:
-            waiting = {pool.submit(write_in_process, one, train): one for one in missing}
+            waiting = {pool.submit(write_in_process, one, mains): one for one in missing}
             for done, future in enumerate(as_completed(waiting), 1):
                 one, error = waiting[future], future.exception()
                 failed += [str(error)] if error else []
@@ -193,19 +184,19 @@ def run_missing(measurements: list[Measurement], train: Main, at_once: int) -> N
         raise RunFailed("; ".join(failed))
 
 
-def run_experiment(
-    argv: list[str] | None, doc: str, measurements: list[Measurement], train: Main, write_pages: Callable[[], None]
-) -> None:
-    """The main function of an experiment with this docstring: measure what is missing, then write its page."""
+def run_experiment(argv: list[str] | None, doc: str, measurements: list[Measurement], *mains: Any) -> None:
+    """Measure what an experiment with this docstring is missing, unless its options say not to.
+
+    Raises:
+        BadInput: if there is no measurement to write a page from.
+    """
     parser = Parser(description=first_paragraph(doc))
-    parser.add_argument(
-        "--measure", type=bool, default=True, help="false: only write the page, from the measurements that exist"
-    )
+    what = "false: only write the page, from the measurements that exist"
+    parser.add_argument("--measure", type=bool, default=True, help=what)
     if parser.parse_args(argv).measure:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        run_missing(measurements, train, cores)
+        run_missing(measurements, mains, cores)
     there = sum(one.file.exists() for one in measurements)
     if not there:
         raise BadInput("--measure false: results/data/ has no measurement of this experiment; leave it out")
-    write_pages()
-    print(f"{there} of {len(measurements)} measurements exist; results/RESULTS.md and its pictures are written")
+    print(f"{there} of {len(measurements)} measurements exist: results/RESULTS.md and its pictures are made from them")

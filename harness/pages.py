@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.files import write_whole
 from harness.messages import BadInput
-from harness.tables import interval, markdown
+from harness.tables import format_mean, interval, markdown
 
 ROOT = Path(__file__).parent.parent
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "NOT reproduced", "inconclusive"
@@ -17,43 +17,31 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "NOT reproduced", "inco
 Rows = list[dict[str, Any]]
 """Measurements of one part of results/data/, as their files have them."""
 
+Figure = Callable[[dict[str, Any]], float | None]
+"""Takes a figure from a row; None where it has none."""
 
-# ---- sections --------------------------------------------------------------------------------------------------------
 
-
-def find_section(maker: str) -> tuple[Path, str, tuple[int, int]]:
-    """The page that has the section between `<!-- made by MAKER -->` and `<!-- end -->`: path, text, start and end.
+def find_section(maker: str) -> tuple[Path, str, str, str]:
+    """The page that has the section between `<!-- made by MAKER -->` and `<!-- end -->`: path, before, section, after.
 
     Raises:
         BadInput: if no page, or more than one, has such a section.
     """
     begin, found = f"<!-- made by {maker} -->\n", []
-    for page in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")]):
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")]:
         text = page.read_text(encoding="utf-8") if page.exists() else ""
-        pattern = re.escape(begin) + "(.*?)\n<!-- end -->"
-        found += [(page, text, match.span(1)) for match in re.finditer(pattern, text, re.DOTALL)]
+        for match in re.finditer(re.escape(begin) + "(.*?)\n<!-- end -->", text, re.DOTALL):
+            found.append((page, text[: match.start(1)], match[1], text[match.end(1) :]))
     if len(found) != 1:
-        raise BadInput(
-            f"README.md and the pages in docs/ and results/ must have one section between {begin.strip()} and "
-            f"<!-- end -->, and they have {len(found)}"
-        )
+        where = f"one section between {begin.strip()} and <!-- end -->"
+        raise BadInput(f"README.md and the pages in docs/ and results/ must have {where}, and they have {len(found)}")
     return found[0]
 
 
-def read_section(maker: str) -> str:
-    """The present text of a maker's section."""
-    _, text, (first, last) = find_section(maker)
-    return text[first:last]
-
-
-def replace_section(maker: str, section: str) -> Path:
-    """Write a maker's section, and return the path of its page."""
-    page, text, (first, last) = find_section(maker)
-    write_whole(page, text[:first] + section + text[last:])
-    return page
-
-
-# ---- measurements ----------------------------------------------------------------------------------------------------
+def replace_section(maker: str, section: str) -> None:
+    """Write a maker's section into the page that has it."""
+    page, before, _, after = find_section(maker)
+    write_whole(page, before + section + after)
 
 
 def load_rows(part: str) -> Rows:
@@ -67,11 +55,20 @@ def select(rows: Rows, **labels: Any) -> Rows:
     return sorted(found, key=lambda row: row["seed"])
 
 
-def paired_differences(rows: Rows, others: Rows, value: Callable[[dict[str, Any]], float | None]) -> list[float]:
+def paired_differences(rows: Rows, others: Rows, value: Figure, other_value: Figure | None = None) -> list[float]:
     """A figure of `rows` minus that of `others`, seed by seed; seeds where either has none are left out."""
-    by_seed = {other["seed"]: value(other) for other in others}
+    by_seed = {other["seed"]: (other_value or value)(other) for other in others}
     pairs = [(value(row), by_seed.get(row["seed"])) for row in rows]
     return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def format_losses(rows: Rows, reference: Rows, differences: tuple[str, ...]) -> list[str]:
+    """Cells of a table: mean loss at every length, and minus that of the reference, seed by seed, at some of them."""
+    cells = [format_mean(row["loss_by_length"][n] for row in rows) for n in rows[0]["loss_by_length"]]
+    for n in differences:
+        found = paired_differences(rows, reference, lambda row, n=n: row["loss_by_length"][n])
+        cells.append("" if rows == reference else format_mean(found, sign="+") if found else "n/a")
+    return cells
 
 
 def accuracy_at(row: dict[str, Any], length: int, task: str | None = None, name: str = "accuracy") -> float | None:
@@ -93,20 +90,32 @@ def describe_machines(rows: Rows) -> str:
     return f"Measured on: {hardware}, one thread per run; commits {commits}."
 
 
-# ---- verdicts --------------------------------------------------------------------------------------------------------
+def judge(what: str, differences: list[float], bound: float = 0.0) -> list[list[str]]:
+    """Whether differences lie below a bound: their whole 95% interval must be on one side of it.
 
-
-def judge(differences: list[float], bound: float = 0.0) -> list[str]:
-    """Whether differences lie below a bound, and their mean: the whole 95% interval must be on one side of it."""
-    middle, half = interval(differences)
+    Returns:
+        A line of `table_of_verdicts`: what is expected, the verdict, mean and interval. No line without differences.
+    """
+    if not differences:
+        return []
+    (middle, half), figures = interval(differences), format_mean(differences, sign="+")
     if half is None:
-        return [INCONCLUSIVE, f"{middle:+.3f} (one seed)"]
+        return [[what, INCONCLUSIVE, f"{figures} (one seed)"]]
     verdict = REPRODUCED if middle + half < bound else NOT_REPRODUCED if middle - half > bound else INCONCLUSIVE
-    return [verdict, f"{middle:+.3f} ± {half:.3f}"]
+    return [[what, verdict, figures]]
+
+
+def judge_pairs(where: str, rows: Rows, label: str, pairs: list[tuple[str, str]], loss: Figure) -> list[list[str]]:
+    """Whether of each pair of values of a label, the first has a lower loss than the second."""
+    lines = []
+    for a, b in pairs:
+        differences = paired_differences(select(rows, **{label: a}), select(rows, **{label: b}), loss)
+        lines += judge(f"{where}: {a} has a lower loss than {b}", differences)
+    return lines
 
 
 def table_of_verdicts(lines: list[list[str]]) -> str:
-    """What one expects beside what came out: a count, and a table of (what, verdict, figures)."""
+    """What one expects beside what came out: a count, and a table of (what is expected, verdict, figures)."""
     verdicts = [line[1] for line in lines]
     table = "\n".join(markdown([["expected", "verdict", "figures"], *lines]))
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE) if v in verdicts)

@@ -4,7 +4,6 @@
 """
 
 import json
-from functools import partial
 from importlib import import_module
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 import evaluate
 import train
 from harness import measurements, pages
-from harness.measurements import Measurement, TrainedRun, measure_by_evaluating, measure_losses
+from harness.measurements import Measurement, TrainedRun
 from harness.messages import BadInput, RunFailed
 
 EXPERIMENTS = ("lengths", "scalings", "retrieval", "bases")
@@ -58,18 +57,22 @@ def tiny(small, tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "LENGTHS", [8, 16, 32])
     rope, learned = (TrainedRun(name, (*small, "--model.position", name)) for name in ("rope", "learned"))
     tuned = TrainedRun("tuned", ("--model.seq_len", "32", "--run.steps", "2"), rope)
-    by_evaluating = partial(measure_by_evaluating, evaluate=evaluate.main, options=("--lengths", "16", "32"))
     return [
-        Measurement("schemes", "rope", rope, {"scheme": "rope", "seed": 0}, measure_losses),
-        Measurement("schemes", "learned", learned, {"scheme": "learned", "seed": 0}, measure_losses),
-        Measurement("tuned", "tuned", tuned, {"scaling": "none", "seed": 0}, by_evaluating),
+        Measurement("schemes", "rope", rope, {"scheme": "rope", "seed": 0}),
+        Measurement("schemes", "learned", learned, {"scheme": "learned", "seed": 0}),
+        Measurement("tuned", "tuned", tuned, {"scaling": "none", "seed": 0}, ("--lengths", "16", "32")),
     ]
 
 
 def test_a_measurement_trains_what_it_needs_once_and_writes_its_figures(tiny):
     trained = []
+
+    def count_and_train(argv: list[str]) -> dict:
+        trained.append(argv)
+        return train.main(argv)
+
     for one in reversed(tiny):  # the fine-tuned run comes first, and needs the rope run
-        measurements.write_measurement(one, lambda argv: (trained.append(argv), train.main(argv))[1])
+        measurements.write_measurement(one, (count_and_train, evaluate.main))
     assert len(trained) == 3
     rope, learned, tuned = (json.loads(one.file.read_text()) for one in tiny)
     assert rope["shared_init_sha256"] == learned["shared_init_sha256"]
@@ -84,21 +87,21 @@ def test_what_is_there_is_not_measured_again(tiny, capsys):
     for one in tiny:
         one.file.parent.mkdir(parents=True, exist_ok=True)
         one.file.write_text("{}")
-    measurements.run_missing(tiny, train.main, at_once=1)
+    measurements.run_missing(tiny, (train.main, evaluate.main), at_once=1)
     assert capsys.readouterr().out == ""
 
 
-def fail(one: Measurement, train: measurements.Main) -> dict:
+def fail(argv: list[str]) -> dict:
     raise RunFailed("the disk is full")
 
 
 def test_a_failure_is_named_after_everything_else_was_tried(tiny, capsys):
-    failing = [Measurement("part", name, tiny[0].run, {}, fail) for name in "ab"]
+    failing = [Measurement("part", name, tiny[0].run, {}) for name in "ab"]
     with pytest.raises(RunFailed, match=r"part [ab]: the disk is full .*; part [ab]: the disk is full"):
-        measurements.run_missing(failing, train.main, at_once=1)
+        measurements.run_missing(failing, (fail, fail), at_once=1)
     assert "2 of 2" in capsys.readouterr().out
 
 
 def test_without_any_measurement_there_is_no_page_to_write():
     with pytest.raises(BadInput, match=r"--measure false: .* no measurement"):
-        measurements.run_experiment(["--measure", "false"], "A question.", [], train.main, lambda: None)
+        measurements.run_experiment(["--measure", "false"], "A question.", [], fail, fail)

@@ -11,16 +11,9 @@ from harness import pages
 from harness.messages import BadInput
 
 
-@pytest.mark.parametrize("name", ["lengths", "retrieval"])
+@pytest.mark.parametrize("name", ["lengths", "scalings", "bases", "retrieval"])
 def test_the_page_is_the_one_made_from_the_committed_measurements(name):
-    section = import_module(f"experiments.{name}").section(pages.load_rows({"lengths": "schemes"}.get(name, name)))
-    assert pages.read_section(f"experiments/{name}.py") == section
-
-
-@pytest.mark.parametrize(("name", "load"), [("scalings", "load_parts"), ("bases", "load_bases")])
-def test_the_page_is_the_one_made_from_several_parts(name, load):
-    experiment = import_module(f"experiments.{name}")
-    assert pages.read_section(f"experiments/{name}.py") == experiment.section(*getattr(experiment, load)())
+    assert pages.find_section(f"experiments/{name}.py")[2] == import_module(f"experiments.{name}").section()
 
 
 @pytest.fixture
@@ -31,10 +24,10 @@ def readme(tmp_path, monkeypatch):
 
 def test_a_section_is_replaced_wherever_it_stands_and_nothing_else_is(readme):
     readme.write_text("a\n<!-- made by x.py -->\nold\n<!-- end -->\nb\n<!-- made by y.py -->\nkept\n<!-- end -->\n")
-    assert pages.replace_section("x.py", "new\n\\1") == readme
-    assert pages.read_section("x.py") == "new\n\\1"
+    pages.replace_section("x.py", "new\n\\1")
+    assert pages.find_section("x.py")[2] == "new\n\\1"
     assert readme.read_text().startswith("a\n<!-- made by x.py -->\nnew\n\\1\n<!-- end -->\nb\n")
-    assert pages.read_section("y.py") == "kept"
+    assert pages.find_section("y.py")[2] == "kept"
 
 
 @pytest.mark.parametrize("sections", [0, 2])
@@ -51,14 +44,15 @@ def test_a_section_that_is_missing_or_stands_twice_is_refused(readme, sections):
         ([0.10, 0.11, 0.12], pages.NOT_REPRODUCED),
         ([-0.10, 0.11, -0.12], pages.INCONCLUSIVE),
         ([-0.10], pages.INCONCLUSIVE),  # one seed cannot tell
+        ([], None),
     ],
 )
 def test_a_verdict_needs_its_whole_interval_on_one_side(differences, verdict):
-    assert pages.judge(differences)[0] == verdict
+    assert [line[:2] for line in pages.judge("what", differences)] == ([["what", verdict]] if verdict else [])
 
 
 def test_a_verdict_has_the_published_t_of_three_seeds():
-    assert pages.judge([0.0, 1.0, 2.0])[1] == "+1.000 ± 2.484"  # 4.303 / sqrt(3)
+    assert pages.judge("what", [0.0, 1.0, 2.0])[0][2] == "+1.000 ± 2.484"  # 4.303 / sqrt(3)
 
 
 def test_accuracy_is_the_mean_over_tasks_and_none_where_positions_have_ended():

@@ -15,7 +15,7 @@ def test_every_scaling_is_measured_as_it_is_and_the_main_ones_fine_tuned():
     assert set(OPTIONS) - {"none"} <= words
     assert {one.labels["scaling"] for one in found if one.part == "tuned"} >= {"none", "linear", "ntk", "yarn"}
     assert {one.labels["seed"] for one in found if one.part in ("tuned", "zero-shot")} == {0, 1, 2}
-    lengths = next(one.measure.keywords["options"] for one in found if one.part == "zero-shot")
+    lengths = next(one.options for one in found if one.part == "zero-shot")
     assert {str(n * TRAINED) for n in (2, 4, 8)} <= set(lengths)
 
 
@@ -29,7 +29,7 @@ def test_fine_tuned_runs_differ_by_their_scaling_alone_and_see_the_same_tokens()
 
 def test_longrope_takes_the_lists_that_fine_tuning_has_learned():
     found = [one for one in scalings.list_measurements() if one.labels["scaling"] == "longrope"]
-    assert {one.measure.keywords["lists_of"].name for one in found} == {"tuned-learned-factors-seed0"}
+    assert {one.factors.name for one in found} == {"tuned-learned-factors-seed0"}
 
 
 def rows(losses: dict[str, float]) -> list[dict]:
