@@ -6,13 +6,13 @@ python -m experiments.publish bench.json      what experiments.speed wrote: resu
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from harness import report
 from harness.files import write_whole
-from harness.messages import BadInput, run
+from harness.messages import BadInput, first_paragraph, run
+from harness.options import Parser
 from harness.pages import ROOT, replace_section
 from harness.timing import Row, table
 
@@ -47,7 +47,11 @@ def speed_section(content: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison, or the speeds, named on the command line."""
-    named = Path(" ".join(sys.argv[1:] if argv is None else argv) or "nothing")
+    parser = Parser(prog="experiments.publish", description=first_paragraph(__doc__))
+    parser.add_argument(
+        "made", type=str, nargs="?", default="nothing", help="a comparison's folder, or speeds as .json"
+    )
+    named = Path(parser.parse_args(argv).made)
     speeds = named.is_file() and named.suffix == ".json"
     if not speeds and not all((named / name).is_file() for name in ("summary.json", "curves.png")):
         what = "neither the folder of a comparison nor a .json of experiments.speed"
