@@ -201,6 +201,12 @@ def test_the_readme_leads_to_every_page_of_docs():
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name}" not in readme] == []
 
 
+def test_the_reading_guide_lists_every_file():
+    listed = re.findall(r"^(\S+\.py) ", (REPOSITORY / "docs" / "reading.md").read_text(encoding="utf-8"), re.MULTILINE)
+    there = [path for pattern in ("*.py", "harness/*.py", "experiments/*.py") for path in REPOSITORY.glob(pattern)]
+    assert sorted(listed) == sorted(str(path.relative_to(REPOSITORY)) for path in there if path.name != "__init__.py")
+
+
 def test_the_pages_name_only_scripts_targets_and_configs_that_exist():
     for words in PYTHON:
         assert (REPOSITORY / words[0]).is_file(), words
