@@ -13,6 +13,8 @@ from torch import Tensor
 from harness.tasks import CELLS, Episode, TaskCorpus, questions_per_quarter, stack_episodes
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
+QUARTERS = ("first", "second", "third", "last")
+DEPTHS = (None, *((quarter + 0.5) / CELLS for quarter in range(CELLS)))  # of a table's rows: all, then by quarter
 
 
 def count_episodes(task: str, length: int, trials: int) -> int:
@@ -29,44 +31,30 @@ def tabulate_accuracy(episodes: list[Episode], nats: np.ndarray, right: np.ndarr
         right: whether the likeliest token was the target, (E, n - 1).
 
     Returns:
-        Rows of loss, accuracy, token_accuracy, trials, depth, distance and tokens. Depth is the quarter's middle, from
-        0 at the beginning of what there was to remember to 1 at its end. Distance is the mean, in tokens. Copy and
-        reverse have one answer per episode; a quarter's row scores that quarter's part of it.
+        A row per depth: the quarter's middle, from 0 at the beginning of what there was to remember to 1 at its end.
+        Distance is the mean, in tokens. Copy and reverse have one answer per episode; a quarter scores its part of it.
     """
     answer, cell, distance = (np.stack([part[1:] for part in parts]) for parts in list(zip(*episodes, strict=True))[1:])
     row = np.broadcast_to(np.arange(len(answer))[:, None], answer.shape)
-    found = []
-    for quarter in (None, *range(CELLS)):
-        here = answer >= 0 if quarter is None else cell == quarter  # (E, n - 1)
+    found = empty_rows()
+    for quarter, figures in enumerate(found, start=-1):
+        here = cell == quarter if quarter >= 0 else answer >= 0  # (E, n - 1)
         _, whole = np.unique(np.stack((row[here], answer[here])), axis=1, return_inverse=True)  # an answer's number
         wrong = np.bincount(whole.ravel(), weights=~right[here])  # (answers,) tokens of each that are wrong
-        found.append(
-            {
-                "loss": float(nats[here].mean()),
-                "accuracy": float((wrong == 0).mean()),
-                "token_accuracy": float(right[here].mean()),
-                "trials": len(wrong),
-                "depth": None if quarter is None else (quarter + 0.5) / CELLS,
-                "distance": None if quarter is None else round(float(distance[here].mean()), 1),
-                "tokens": int(here.sum()),
-            }
-        )
+        figures.update(loss=float(nats[here].mean()), accuracy=float((wrong == 0).mean()), trials=len(wrong))
+        figures.update(token_accuracy=float(right[here].mean()), tokens=int(here.sum()))
+        if quarter >= 0:
+            figures["distance"] = round(float(distance[here].mean()), 1)
     return found
 
 
 def measure_accuracy(
     corpus: TaskCorpus, task: str, split: str, length: int, trials: int, figures: Callable[[Tensor, Tensor], Tensor]
 ) -> list[dict[str, Any]]:
-    """`tabulate_accuracy` of a task's episodes at one length.
+    """`tabulate_accuracy` of a task's episodes with `length` tokens of context, T, and at least `trials` per cell.
 
-    Args:
-        corpus: a corpus that has the task.
-        task: the task's name.
-        split: train, validation or test.
-        length: tokens of context, T.
-        trials: the least number of trials per cell.
-        figures: takes inputs and targets, (B, T) each, and returns each target's nats and whether it was the
-            likeliest token, (B, T, 2).
+    `figures` takes inputs and targets, (B, T) each, and gives the nats of each target and whether it was the likeliest
+    token, (B, T, 2).
     """
     count, rows, all_of, found = count_episodes(task, length, trials), max(1, TOKENS_AT_ONCE // length), [], []
     for first in range(0, count, rows):
@@ -80,12 +68,9 @@ def measure_accuracy(
 def empty_rows() -> list[dict[str, Any]]:
     """The rows of `measure_accuracy` where a model has no positions: None in every cell."""
     names = ("loss", "accuracy", "token_accuracy", "trials", "depth", "distance", "tokens")
-    return [
-        dict.fromkeys(names) | {"depth": None if quarter is None else (quarter + 0.5) / CELLS}
-        for quarter in (None, *range(CELLS))
-    ]
+    return [dict.fromkeys(names) | {"depth": depth} for depth in DEPTHS]
 
 
 def name_quarter(depth: float | None) -> str:
     """A row's quarter in words."""
-    return "all" if depth is None else ("first", "second", "third", "last")[int(depth * CELLS)] + " quarter"
+    return "all" if depth is None else f"{QUARTERS[int(depth * CELLS)]} quarter"

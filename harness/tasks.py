@@ -1,30 +1,18 @@
-"""Tasks whose answers are known: can a model retrieve what it has read, from how far, and in how long a context?
+"""Tasks whose answers are known: can a model retrieve what it has read, from how far? (--data.corpus task:recall)
 
-    python train.py --data.corpus task:recall --run.name recall
-    python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
-
-An episode begins with its task's sign and consists of letters and digits, so that its text can be read. Only answers,
-in brackets here, are scored:
-
-    copy        >kEbo=[kEbo]                    a random string again
-    reverse     <kEbo=[obEk]                    ... backwards
-    recall      *dAkffKcpBhoB[h]A[k]K[c]        keys (capitals) and the letter after each, asked for at the end;
-                                                other letters, and keys that are never asked for, distract
-    induction   ~kJbpMMmeKOpJ[b]ge[K]           letters that stood just once before: what followed them then?
-    passkey     ^And he#A52871 went@A[52871]    four keys in real text, asked for at the end in another order
-
-A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, as many as fill the step. Short
-ones teach the algorithm early, no two episodes share a context, and no position can be memorised. A batch is a pure
-function of (seed, step), an episode of evaluation of (task, split, length): every scheme sees the same.
+A training batch holds episodes of one length, drawn log-uniformly up to model.seq_len, as many as fill the step: short
+ones teach the algorithm early, and no position can be memorised. An episode of evaluation depends on task, split and
+length alone: every scheme sees the same. It begins with its task's sign; only answers, below in [], are scored.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,10 +22,8 @@ from harness.corpora import DataConfig
 from harness.messages import BadInput, nearest
 from harness.preparing import PreparedCorpus, find_or_prepare, hash_of
 
-SMALL, CAPITALS, DIGITS = (
-    np.frombuffer(s, np.uint8) for s in (b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP", b"0123456789")
-)
-LETTERS = np.concatenate((SMALL, CAPITALS))  # few: each has to be learned
+SMALL, CAPITALS = np.arange(ord("a"), ord("q")), np.arange(ord("A"), ord("Q"))
+LETTERS, DIGITS = np.concatenate((SMALL, CAPITALS)), np.arange(ord("0"), ord("9") + 1)  # few: each has to be learned
 CELLS = 4  # the source of an answer stands in the first, second, third or last quarter of what there is to remember
 KEY = 5  # digits of a passkey, all different
 WINDOWS = 256  # episodes that the loss of a split is taken over
@@ -58,34 +44,32 @@ def empty_episode(n: int) -> Episode:
     return Episode(np.zeros(n, np.int64), *(np.full(n, -1) for _ in range(3)))
 
 
-def copy(
-    draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool, step: int = 1
-) -> Episode:
-    """A string of k letters, `=`, and the string again; with step -1 backwards."""
-    episode, k = empty_episode(n), (n - 2) // 2
-    episode.tokens[: n - 2 * k - 1] = ids[ord(">" if step == 1 else "<")]
-    episode.tokens[n - 2 * k - 1 : n - k - 1] = ids[draw.choice(LETTERS, k)]
-    episode.tokens[n - k - 1] = ids[ord("=")]
-    order = np.arange(k)[::step]  # of the string's letters in the answer
-    episode.tokens[n - k :] = episode.tokens[n - 2 * k - 1 + order]
-    episode.answer[n - k :] = 0
-    episode.cell[n - k :] = order * CELLS // k
-    episode.distance[n - k :] = k + 1 + np.arange(k) - order
-    return episode
+def ask(episode: Episode, asked: np.ndarray, every: int, width: int, scored: int) -> None:
+    """Repeat spans of `width` tokens that start at `asked`, (Q,), at the episode's end; the last `scored` are answers.
 
-
-def reverse(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """A string of k letters, `=`, and the string backwards."""
-    return copy(draw, n, ids, text, evaluating, step=-1)
-
-
-def fill_answers(episode: Episode, at: np.ndarray, source: np.ndarray, cell: np.ndarray, width: int = 1) -> None:
-    """Copy answers of `width` tokens from their sources to these places; all (Q,), in the order of the questions."""
+    One span ends every `every` tokens. A quarter is one of what comes between the sign and the first question.
+    """
+    n, Q = len(episode.tokens), len(asked)
+    at, body = n - width - every * np.arange(Q)[::-1], n - 1 - every * Q  # at: (Q,)
     for i in range(width):
-        episode.tokens[at + i] = episode.tokens[source + i]
-        episode.answer[at + i] = np.arange(len(at))
-        episode.cell[at + i] = cell
-        episode.distance[at + i] = at - source
+        episode.tokens[at + i] = episode.tokens[asked + i]
+    for i in range(width - scored, width):
+        episode.answer[at + i], episode.distance[at + i] = np.arange(Q), at - asked
+        episode.cell[at + i] = (asked - 1) * CELLS // body
+
+
+def copy(draw: np.random.Generator, n: int, ids: np.ndarray, *_: Any, step: int = 1) -> Episode:
+    """A string of random letters again, `>kEbo=[kEbo]`; with step -1 backwards, `<kEbo=[obEk]`."""
+    episode, k = empty_episode(n), (n - 2) // 2
+    start = n - 2 * k - 1
+    episode.tokens[:start] = ids[ord(">" if step == 1 else "<")]
+    episode.tokens[start : start + k] = ids[draw.choice(LETTERS, k)]
+    episode.tokens[start + k] = ids[ord("=")]
+    order = np.arange(k)[::step]  # of the string's letters in the answer
+    episode.tokens[-k:] = episode.tokens[start + order]
+    episode.answer[-k:], episode.cell[-k:] = 0, order * CELLS // k
+    episode.distance[-k:] = k + 1 + np.arange(k) - order
+    return episode
 
 
 def draw_places(draw: np.random.Generator, body: int, cells: int, count: int, width: int) -> np.ndarray:
@@ -113,59 +97,51 @@ def draw_amounts(draw: np.random.Generator, n: int, width: int, spare: bool, eva
 
 
 def recall(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """Keys and values among distractors, then keys again. At least one key per quarter is never asked for."""
+    """Keys and their values, then keys again: `*dAkffKcpBhoB[h]A[k]K[c]`; other letters and keys distract.
+
+    At least one key per quarter is never asked for.
+    """
     episode, (cells, pairs, q) = empty_episode(n), draw_amounts(draw, n, 2, True, evaluating)
-    Q = cells * q
-    body = n - 1 - 2 * Q
-    keys = draw_places(draw, body, cells, pairs, 2)  # (cells, pairs)
+    keys = draw_places(draw, n - 1 - 2 * cells * q, cells, pairs, 2)  # (cells, pairs)
     episode.tokens[:] = ids[draw.choice(SMALL, n)]
     episode.tokens[0] = ids[ord("*")]
     episode.tokens[keys.ravel()] = ids[draw.permutation(CAPITALS)[: keys.size]]
-    asked = draw.permutation(draw.permuted(keys, axis=1)[:, :q].ravel())  # (Q,)
-    at = n - 2 * Q + 2 * np.arange(Q)
-    episode.tokens[at] = episode.tokens[asked]
-    fill_answers(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)  # a pair stands where its key does
+    ask(episode, draw.permutation(draw.permuted(keys, axis=1)[:, :q].ravel()), every=2, width=2, scored=1)
     return episode
 
 
 def induction(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """Random letters; some that stood only once before come again, each with the letter that followed it."""
+    """Letters that stood just once before: what followed them then? `~kJbpMMmeKOpJ[b]ge[K]`."""
     episode, (cells, pairs, _) = empty_episode(n), draw_amounts(draw, n, 3, False, evaluating)
-    Q = cells * pairs
-    body = n - 1 - 3 * Q
-    letters = draw.permutation(LETTERS)
+    Q, letters = cells * pairs, draw.permutation(LETTERS)
     episode.tokens[:] = ids[draw.choice(letters[Q:], n)]
     episode.tokens[0] = ids[ord("~")]
-    first = draw_places(draw, body, cells, pairs, 2).ravel()  # (Q,)
+    first = draw_places(draw, n - 1 - 3 * Q, cells, pairs, 2).ravel()  # (Q,)
     episode.tokens[first] = ids[letters[:Q]]
-    asked = draw.permutation(first)
-    at = n - 3 * Q + 3 * np.arange(Q) + 1
-    episode.tokens[at] = episode.tokens[asked]
-    fill_answers(episode, at + 1, asked + 1, (asked - 1) * CELLS // body)
+    ask(episode, draw.permutation(first), every=3, width=2, scored=1)
     return episode
 
 
 def passkey(draw: np.random.Generator, n: int, ids: np.ndarray, text: np.ndarray, evaluating: bool) -> Episode:
-    """A text with a named key in each quarter, then the names again; in training, 1 to 4 keys anywhere."""
+    """Keys in real text, asked for at the end in another order: `^And he#A52871 went@A[52871]`.
+
+    In evaluation one key stands in each quarter, in training 1 to 4 anywhere.
+    """
     episode, width = empty_episode(n), 2 + KEY
     cells, keys = (CELLS, 1) if evaluating else (1, int(draw.integers(1, min(4, (n - 1) // (2 * width)) + 1)))
-    Q = cells * keys
-    body = n - 1 - Q * width
+    body = n - 1 - cells * keys * width
     stated = draw_places(draw, body, cells, keys, width).ravel()  # (Q,)
     asked = draw.permutation(stated)
-    at = n - Q * width + width * np.arange(Q)
-    inside = np.zeros(n, bool)
-    inside[1 : 1 + body] = True
-    inside[stated[:, None] + np.arange(width)] = False
-    passage = int(draw.integers(len(text) - inside.sum() + 1))
+    inside = np.arange(1, 1 + body)
+    inside = inside[~np.isin(inside, stated[:, None] + np.arange(width))]  # where the passage's tokens go
+    passage = int(draw.integers(len(text) - len(inside) + 1))
     episode.tokens[0] = ids[ord("^")]
-    episode.tokens[inside] = text[passage : passage + inside.sum()]
+    episode.tokens[inside] = text[passage : passage + len(inside)]
     for start, name in zip(stated, draw.permutation(CAPITALS), strict=False):
-        digits = draw.permutation(DIGITS)[:KEY]
-        episode.tokens[start : start + width] = ids[np.concatenate(([ord("#"), name], digits))]
-    episode.tokens[at] = ids[ord("@")]
-    episode.tokens[at + 1] = episode.tokens[asked + 1]
-    fill_answers(episode, at + 2, asked + 2, (asked - 1) * CELLS // body, KEY)
+        key = [ord("#"), name, *draw.permutation(DIGITS)[:KEY]]
+        episode.tokens[start : start + width] = ids[key]
+    ask(episode, asked, every=width, width=width, scored=KEY)
+    episode.tokens[1 + body :: width] = ids[ord("@")]
     return episode
 
 
@@ -179,7 +155,7 @@ class Task(NamedTuple):
 
 TASKS = {
     "copy": Task(copy, 6, 24),
-    "reverse": Task(reverse, 6, 24),
+    "reverse": Task(partial(copy, step=-1), 6, 24),
     "recall": Task(recall, 6, 24),
     "induction": Task(induction, 6, 24),
     "passkey": Task(passkey, 16, 64),
@@ -189,19 +165,16 @@ TASKS = {
 class TaskCorpus(PreparedCorpus):
     """Episodes as a corpus: `batch`, `windows`, `tokenizer` and so on mean what they mean in `data.Corpus`.
 
-    It is made on a prepared text, whose tokenizer it uses and whose passages hide passkeys.
-
-    Attributes:
-        tasks: names of the tasks, one or all.
-        least: the shortest context of an evaluation, in tokens.
-        token_bytes: zeros, (V,): bits per byte has no meaning here and comes out as null.
+    It is made on a prepared text, whose tokenizer it uses and whose passages hide passkeys. Its token_bytes are zeros:
+    bits per byte has no meaning here and comes out as null. `least` is the shortest context to evaluate, in tokens.
     """
 
     def __init__(self, name: str, text: Path, seed: int, batch_size: int, seq_len: int) -> None:
         super().__init__(name, text, seed, batch_size, seq_len)
-        task = name.removeprefix("task:")
-        self.tasks = list(TASKS) if task == "all" else [task]
+        self.tasks = list(TASKS) if name == "task:all" else [name.removeprefix("task:")]
         self.least = max(TASKS[task].least_in_evaluation for task in self.tasks)
+        if seq_len < self.least:
+            raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {name}: {self.least} is enough")
         self.token_bytes = torch.zeros_like(self.token_bytes)
         spelt = [self.encode(chr(code)) for code in range(128)]
         if any(len(ids) != 1 for ids in spelt[ord("!") :]):
@@ -244,9 +217,9 @@ class TaskCorpus(PreparedCorpus):
 
     def describe(self) -> str:
         """One line: the tasks, their lengths, and the text that they use."""
-        lengths = f"episodes of up to {self.seq_len} tokens, one length per step, only answers are scored"
-        entries = f"{self.vocab_size:,} entries and passages of {self.manifest['corpus']}"
-        return f"{self.name}: {', '.join(self.tasks)}; {lengths}; {entries}"
+        tasks = f"{', '.join(self.tasks)}; episodes of up to {self.seq_len} tokens, one length per step"
+        text = f"{self.vocab_size:,} entries and passages of {self.manifest['corpus']}"
+        return f"{self.name}: {tasks}, only answers are scored; {text}"
 
     def _episode(self, task: str, split: str, length: int, key: np.ndarray, row: int, evaluating: bool) -> Episode:
         draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
@@ -257,8 +230,7 @@ def refuse_unknown_task(corpus: str) -> None:
     """Raise BadInput if a corpus is named task:NAME and there is no such task."""
     name, names = corpus.removeprefix("task:"), [*TASKS, "all"]
     if corpus.startswith("task:") and name not in names:
-        known = ", ".join(f"task:{name}" for name in names)
-        close = nearest(name, names)
+        known, close = ", ".join(f"task:{name}" for name in names), nearest(name, names)
         raise BadInput(f"--data.corpus {corpus!r} is none of {known}{close.replace('mean ', 'mean task:')}")
 
 
@@ -269,13 +241,9 @@ def load_task(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> T
         BadInput: no such task, an option without meaning here, or a length too short for an episode.
     """
     refuse_unknown_task(config.corpus)
-    name = config.corpus.removeprefix("task:")
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(DataConfig, option):
             raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")
-    least = max(task.least_in_evaluation for key, task in TASKS.items() if name in (key, "all"))
-    if seq_len < least:
-        raise BadInput(f"--model.seq_len {seq_len} is too short for --data.corpus {config.corpus}: {least} is enough")
     text = find_or_prepare(replace(config, corpus="kjv"), seq_len)
     return TaskCorpus(config.corpus, text, seed, batch_size, seq_len)
 
