@@ -1,23 +1,8 @@
-"""The runs of a comparison as jobs of submitit: on this machine, or on a Slurm cluster.
+"""The runs of a comparison as jobs of submitit, one a run: on this machine (--launcher local), or on a Slurm cluster.
 
-    python compare.py --launcher local                                    to try it without a cluster
-    python compare.py --launcher slurm --slurm.partition gpu --slurm.gpus 1 --slurm.time 240 --slurm.cpus 4
-
-Each run is one job. compare.py stays, shows their progress, and writes the report when all have ended. The comparison's
-folder must be on a disk that the cluster's machines share; its folder jobs-... holds submitit's files and the logs.
-
-How a job reacts to signals. On its own, a run stops at SIGINT and SIGTERM, and saves and continues at SIGUSR1
-(signals.py). submitit's signal is SIGUSR2 (or SIGUSR1, if SUBMITIT_PREEMPT_SIGNAL says so), sent 90 seconds before the
-time limit and, if the cluster is set up that way, before preemption. `Work` combines the two:
-
-SIGUSR2   the run finishes its step, saves and ends; only then submitit's own handler requeues the job.
-SIGTERM   Slurm sends it to a job that is preempted or cancelled, followed by SIGKILL: the run saves and continues until
-          then, because Slurm would not requeue a job that ends by itself. A local job stops.
-SIGUSR1   the run saves and continues, as always (if it is submitit's signal, the job is requeued instead).
-SIGINT    the run finishes its step, saves and ends. compare.py sends it when it cancels a job.
-
-Ctrl-C or SIGTERM to compare.py cancels its jobs: nothing keeps running unasked, and the same command continues the
-runs. If compare.py is lost without a signal, with its terminal or machine, the jobs stay queued; tmux prevents that.
+compare.py stays, shows their progress, and writes the report when all have ended. If it is lost without a signal, with
+its terminal or machine, the jobs stay queued; tmux prevents that. The comparison's folder must be on a disk that the
+cluster's machines share; its folder jobs-... holds submitit's files and the logs.
 """
 
 import contextlib
@@ -31,20 +16,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from harness.messages import BadInput, run
+from harness.ranges import AT_LEAST_1, STRICT
 from harness.signals import Signals
 
 LAUNCHERS = ("local", "slurm")
+PAUSES = {"local": 0.5, "slurm": 5.0}  # seconds between two looks at a job: many users share a cluster's disk
 REQUEUES = 100  # at most; a time limit too short for one step would requeue the job for ever
 YEAR = 365 * 24 * 60  # minutes: nobody else sets a local job's time limit
 OURS = {"output", "error", "open-mode", "signal", "array", "nodes", "ntasks", "job-name", "wait", "no-requeue"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SlurmConfig:
     """What each job asks of Slurm. A job is one run in one process; what is not given, the cluster decides.
 
@@ -60,29 +50,38 @@ class SlurmConfig:
 
     partition: str | None = None
     account: str | None = None
-    time: int = 60
-    cpus: int = 1
-    gpus: int = 0
-    memory: int | None = None
+    time: Annotated[int, Field(ge=5)] = 60
+    cpus: Annotated[int, AT_LEAST_1] = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+    memory: Annotated[int | None, AT_LEAST_1] = None
     extra: dict[str, bool | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("time", 5), ("cpus", 1), ("gpus", 0), ("memory", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"slurm.{name} {value} must be at least {least}")
         for name in self.extra:
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"slurm.extra.{name} is not an option of sbatch: spell it as there, e.g. cpus-per-gpu")
             if name in OURS:
                 raise ValueError(f"slurm.extra.{name} is set by compare.py itself: leave it out")
-        texts = {"partition": self.partition, "account": self.account}
-        for name, value in (texts | {f"extra.{name}": value for name, value in self.extra.items()}).items():
+        extra = {f"extra.{name}": value for name, value in self.extra.items()}
+        for name, value in {"partition": self.partition, "account": self.account, **extra}.items():
             if value is not None and not (str(value) and str(value).isprintable()):
                 raise ValueError(f"slurm.{name} {value!r} must be one line of text")
 
 
 class Work:
-    """The work of one job as submitit calls it: it can be stopped, requeued and continued (see this module's head)."""
+    """The work of one job as submitit calls it: it can be stopped, requeued and continued.
+
+    On its own, a run stops at SIGINT and SIGTERM, and saves and continues at SIGUSR1 (signals.py). submitit's signal is
+    SIGUSR2 (or SIGUSR1, if SUBMITIT_PREEMPT_SIGNAL says so), sent 90 seconds before the time limit and, if the cluster
+    is set up that way, before preemption. In a job
+
+    SIGUSR2   finishes the step, saves and ends the run; only then submitit's own handler requeues the job.
+    SIGTERM   saves and continues: Slurm sends it to a job that is preempted or cancelled, SIGKILL follows, and a job
+              that ends by itself would not be requeued. A local job stops.
+    SIGUSR1   saves and continues, as always (if it is submitit's signal, the job is requeued instead).
+    SIGINT    finishes the step, saves and ends the run. compare.py sends it when Ctrl-C or SIGTERM makes it cancel its
+              jobs, so that nothing keeps running unasked; the same command continues the runs.
+    """
 
     def __init__(self, work: Callable[[Any], None], job: Any) -> None:
         self.work, self.job = work, job
@@ -121,15 +120,10 @@ class Work:
 
 
 class Launcher:
-    """Starts jobs through submitit.
-
-    Args:
-        name: local or slurm.
-        slurm: what each job asks of Slurm.
-        out: the comparison's folder.
+    """Starts jobs, with what `slurm` asks for, through submitit's executor of this name: local or slurm.
 
     Raises:
-        BadInput: if submitit or Slurm is missing, or the folder's name would be read as a pattern.
+        BadInput: if submitit or Slurm is missing, or the name of the comparison's folder would be read as a pattern.
     """
 
     def __init__(self, name: str, slurm: SlurmConfig, out: Path) -> None:
@@ -140,10 +134,8 @@ class Launcher:
             raise BadInput(f"--launcher {name} needs submitit, which is not installed: {how}") from error
         for program in ("sbatch", "srun", "scancel") if name == "slurm" else ():
             if not shutil.which(program):
-                raise BadInput(
-                    f"--launcher slurm: there is no {program} on this machine: run compare.py on a machine that can "
-                    "submit jobs to the cluster, or use --launcher local"
-                )
+                fix = "run compare.py on a machine that can submit jobs to the cluster, or use --launcher local"
+                raise BadInput(f"--launcher slurm: there is no {program} on this machine: {fix}")
         if "%" in str(out.absolute()):
             raise BadInput(f"--out {out}: Slurm and submitit read % in a path as a pattern: name a folder without it")
         self.name, self.slurm, self.out, self.submitit, self.executor = name, slurm, out, submitit, None
@@ -154,34 +146,21 @@ class Launcher:
         # The job's Python must find these modules wherever it starts, and submitit must not write to the log itself.
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = [f"PYTHONPATH={path}", f"SUBMITIT_LOG_LEVEL={os.environ.get('SUBMITIT_LOG_LEVEL', 'WARNING')}"]
-        local = self.name == "local"
-        if local:  # submitit would hide the GPUs
+        asked, kind = self.slurm, self.submitit.SlurmExecutor
+        options = {"partition": asked.partition, "account": asked.account, "time": asked.time}
+        options |= {"cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None}
+        options |= {"mem": asked.memory and f"{asked.memory}GB", "additional_parameters": asked.extra or None}
+        options["srun_args"] = [f"--cpus-per-task={asked.cpus}"]  # srun no longer inherits it from sbatch
+        if self.name == "local":  # submitit would hide the GPUs
             shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-            settings = ["-u", "CUDA_VISIBLE_DEVICES", *settings, *([f"CUDA_VISIBLE_DEVICES={shown}"] if shown else [])]
-        python = shlex.join(["env", *settings, sys.executable])
-        kind = self.submitit.LocalExecutor if local else self.submitit.SlurmExecutor
-        self.executor, asked = kind(folder, max_num_timeout=REQUEUES, python=python), self.slurm
-        options = {
-            "partition": asked.partition,
-            "account": asked.account,
-            "time": asked.time,
-            "cpus_per_task": asked.cpus,
-            "gpus_per_node": asked.gpus or None,
-            "mem": f"{asked.memory}GB" if asked.memory else None,
-            "additional_parameters": asked.extra or None,
-            "srun_args": [f"--cpus-per-task={asked.cpus}"],  # srun no longer inherits it from sbatch
-        }
-        if local:
-            options = {"timeout_min": YEAR}
+            settings.insert(0, f"CUDA_VISIBLE_DEVICES={shown}" if shown else "-uCUDA_VISIBLE_DEVICES")
+            kind, options = self.submitit.LocalExecutor, {"timeout_min": YEAR}
+        self.executor = kind(folder, max_num_timeout=REQUEUES, python=shlex.join(["env", *settings, sys.executable]))
         given = {name: value for name, value in options.items() if value is not None}
         self.executor.update_parameters(**given, stderr_to_stdout=True)
 
     def start(self, work: Callable[[Any], None], job: Any) -> "SubmittedJob":
-        """Submit one job.
-
-        Raises:
-            BadInput: if Slurm refuses it.
-        """
+        """Submit one job; BadInput if Slurm refuses it."""
         if self.name == "slurm":
             self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.name}")
         # A terminal sends Ctrl-C to all its processes. Children started while it is ignored ignore it too: compare.py
@@ -200,11 +179,8 @@ class Launcher:
 class SubmittedJob:
     """A job that submitit has accepted; `jobs.ProcessJob` has the same methods."""
 
-    PAUSES = {"local": 0.5, "slurm": 5.0}  # noqa: RUF012
-
     def __init__(self, job: Any, launcher: str) -> None:
-        self.job, self.launcher, self.log = job, launcher, job.paths.stdout
-        self.pause = self.PAUSES[launcher]  # seconds between two polls: many users share a cluster's disk
+        self.job, self.launcher, self.log, self.pause = job, launcher, job.paths.stdout, PAUSES[launcher]
 
     def poll(self) -> str | None:
         """None while it waits or runs, "" if it has succeeded, otherwise how it ended."""
@@ -218,15 +194,12 @@ class SubmittedJob:
 
     def stop(self) -> None:
         """Ask the run to save and end; a job that is still queued is cancelled."""
-        if self.job.done():
-            return
-        if self.launcher == "local":  # submitit's own cancel would kill it after one second
+        if self.launcher == "local" and not self.job.done():  # submitit's own cancel would kill it after one second
             os.kill(int(self.job.job_id), signal.SIGTERM)
-            return
-        interrupt = ["scancel", "--signal=INT", self.job.job_id]
-        subprocess.run(interrupt, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-        self.job.cancel(check=False)
-        print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, usually half a minute")
+        elif not self.job.done():
+            subprocess.run(["scancel", "--signal=INT", self.job.job_id], capture_output=True, check=False)
+            self.job.cancel(check=False)
+            print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, usually half a minute")
 
     def join(self) -> None:
         """Wait until a local job that was asked to stop has ended; Slurm ends its own."""

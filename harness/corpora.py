@@ -26,6 +26,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 LOCAL_FILES = "local files, --data.corpus 'path/*.txt'"  # what would do where a corpus is refused
 READ_BYTES = 1 << 20  # how much of a file is in memory at a time
+Texts = Iterator[tuple[bytes, bool, str]]  # a piece of text, whether its document ends with it, and where it is from
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,18 +101,12 @@ def find_source(config: DataConfig) -> tuple[str, list[str], Any]:
     return endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity
 
 
-def read_source(config: DataConfig, kind: str, files: list[str]) -> Iterator[tuple[bytes, bool, str]]:
+def read_source(config: DataConfig, kind: str, files: list[str]) -> Texts:
     """The documents of a source that `find_source` found, in order, streamed.
 
     A plain text file is one document, read exactly as it is, in pieces, by a generator that is given to `datasets`: the
-    library's own "text" builder changes line ends to newlines, and refuses bytes that are not UTF-8.
-
-    Yields:
-        (text, whether the document ends with it, the file or corpus it came from). Empty and null entries of a text
-        column are empty documents.
-
-    Raises:
-        BadInput: a hub that cannot be reached, a file that cannot be parsed, a column that is not there or not text.
+    library's own "text" builder changes line ends to newlines, and refuses bytes that are not UTF-8. Empty and null
+    entries of a text column are empty documents.
     """
     # All is streamed and nothing stored there, but the library locks a file in it, and a home may be read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(Path(config.cache, "datasets").absolute()))
@@ -168,7 +163,7 @@ def read_files(files: list[str]) -> Iterator[dict[str, Any]]:
                 piece = following
 
 
-def read_column(rows: Any, config: DataConfig) -> Iterator[tuple[bytes, bool, str]]:
+def read_column(rows: Any, config: DataConfig) -> Texts:
     """The text column of a streamed dataset, one document per row."""
     name = f"--data.column {config.column!r}"
     if rows.column_names and config.column in rows.column_names:

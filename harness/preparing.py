@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from harness import byte_level
 from harness.byte_level import special_id, token_bytes
-from harness.corpora import READ_BYTES, DataConfig, find_source, read_source
+from harness.corpora import READ_BYTES, DataConfig, Texts, find_source, read_source
 from harness.messages import BadInput
 
 FORMAT = 1  # goes into every cache key: raise it when prepared files would come out differently
@@ -42,26 +42,20 @@ count_bytes = partial(tqdm, unit="B", unit_scale=True, delay=2, leave=False, dis
 
 
 class PreparedCorpus:
-    """A corpus of tokens on disk, mapped, with its tokenizer.
+    """A corpus of tokens on disk, mapped, with its tokenizer, for batches of these shapes: see `data.load`.
 
-    Attributes:
-        token_bytes: UTF-8 bytes each token stands for, 0 for a special token, (V,) int64. Bits per byte are
-            the nats over the scored targets / ln 2 / token_bytes[those targets].sum().
-        end_of_text: id of the token after every document.
-        padding: id of the token that fills a last window; never scored.
-        sha256: identity of the data, a hash of the tokens of all splits and of the tokenizer.
+    Bits per byte are the nats over the scored targets / ln 2 / token_bytes[those targets].sum().
     """
 
     def __init__(self, name: str, folder: Path, seed: int, batch_size: int, seq_len: int) -> None:
-        """Map the corpus that `find_or_prepare` left in a folder, for batches of these shapes: see `data.load`."""
         self.name, self.seed, self.batch_size, self.seq_len = name, seed, batch_size, seq_len
         self.manifest = json.loads((folder / "manifest.json").read_text())
-        self.sha256 = self.manifest["sha256"]
+        self.sha256 = self.manifest["sha256"]  # identity of the data: of the tokens of all splits and of the tokenizer
         self.tokenizer = byte_level.load_tokenizer(folder / "tokenizer.json")
-        self.token_bytes = token_bytes(self.tokenizer)  # (V,)
+        self.token_bytes = token_bytes(self.tokenizer)  # (V,) int64, 0 for a special token
         self.vocab_size = len(self.token_bytes)
-        self.end_of_text = special_id(self.tokenizer, byte_level.END_OF_TEXT)
-        self.padding = special_id(self.tokenizer, byte_level.PADDING)
+        self.end_of_text = special_id(self.tokenizer, byte_level.END_OF_TEXT)  # after every document
+        self.padding = special_id(self.tokenizer, byte_level.PADDING)  # fills a last window; never scored
         self._tokens = {split: np.memmap(folder / f"{split}.bin", self.manifest["dtype"], "r") for split in SPLITS}
 
     def tokens(self, split: str) -> np.ndarray:
@@ -91,10 +85,7 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
 
     When several processes ask at the same time, one prepares and the others wait. A prepared file that was cut short,
     changed or removed is noticed by its size and hash; the corpus is then prepared again, with a warning on stderr.
-
-    Raises:
-        BadInput: a corpus, tokenizer or cache that cannot be used, or a split shorter than one window of seq_len.
-        OSError: no space left; nothing half made stays behind.
+    What it raises, see `data.load`.
     """
     kind, files, identity = find_source(config)
     settings = {key: value for key, value in asdict(config).items() if key != "cache"}
@@ -125,7 +116,7 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
     return folder
 
 
-def prepare(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path) -> None:
+def prepare(config: DataConfig, texts: Texts, folder: Path) -> None:
     """Prepare a corpus in a temporary folder, and rename the folder when it is complete. The caller holds the lock."""
     temporary = Path(f"{folder}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
@@ -175,16 +166,11 @@ def prepare(config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_spool(
-    config: DataConfig, texts: Iterator[tuple[bytes, bool, str]], folder: Path
-) -> tuple[np.ndarray, int, int]:
+def write_spool(config: DataConfig, texts: Texts, folder: Path) -> tuple[np.ndarray, int, int]:
     """Write a corpus's text, document after document, to `folder`/text, and where documents end to `folder`/ends.
 
     Returns:
         the ends in bytes, ascending, (documents,) int64, mapped; the number of characters; and of empty texts skipped.
-
-    Raises:
-        BadInput: text that is not UTF-8, unless the tokenizer is bytes; no text at all.
     """
     n_bytes = n_characters = n_skipped = document_start = 0
     room = config.max_bytes or sys.maxsize

@@ -235,11 +235,7 @@ def refuse_unknown_task(corpus: str) -> None:
 
 
 def load_task(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:
-    """The corpus of `--data.corpus task:NAME`; tokenizer, vocab_size, max_bytes and cache are options of its text.
-
-    Raises:
-        BadInput: no such task, an option without meaning here, or a length too short for an episode.
-    """
+    """The corpus of `--data.corpus task:NAME`; tokenizer, vocab_size, max_bytes and cache are options of its text."""
     refuse_unknown_task(config.corpus)
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(DataConfig, option):

@@ -233,7 +233,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
 def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, slurm, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
-    monkeypatch.setitem(cluster.SubmittedJob.PAUSES, "slurm", 0.5)
+    monkeypatch.setitem(cluster.PAUSES, "slurm", 0.5)
     steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
     asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
     argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
