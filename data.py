@@ -60,14 +60,14 @@ class Corpus(PreparedCorpus):
         for row in range(self.batch_size):
             epoch, turn = divmod(step * self.batch_size + row, per_epoch)
             draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
-            begin, *keys = draw.integers(2**32, size=5).tolist()
-            starts[row] = begin % (spare + 1) + shuffled(turn, per_epoch, keys) * self.seq_len
+            offset, *keys = draw.integers(2**32, size=5).tolist()
+            starts[row] = offset % (spare + 1) + shuffled(turn, per_epoch, keys) * self.seq_len
         return self._gather("train", starts, self.seq_len)
 
     def windows(
         self, split: str, length: int, count: int | None = None, rows: int = 32
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in non-overlapping windows, which score each of its tokens but the first exactly once.
+        """A split in non-overlapping windows, with each token but the first a target exactly once.
 
         Args:
             split: train, validation or test.
@@ -129,12 +129,12 @@ class Corpus(PreparedCorpus):
 
 
 def shuffled(place: int, n: int, keys: Sequence[int]) -> int:
-    """Which of 0 .. n-1 comes at this place of a shuffled order, without writing the order down.
+    """The entry at a place of the shuffled numbers 0 .. n-1, without storing them.
 
     A Feistel network (Luby and Rackoff 1988) is a permutation of the numbers of 2 * half bits, whatever function its
-    rounds use. A round turns (left, right) into (right, left ^ f(right, key)); the new left tells f(right, key) again,
-    so the round can be undone, and what can be undone is a permutation. Some results are n or more, since 2^(2 * half)
-    may exceed n. Such a result is sent through again until it is below n (cycle walking): still a permutation.
+    rounds use. A round turns (left, right) into (right, left ^ f(right, key)). It can be undone, since the new left is
+    the old right, so that f can be computed again; and what can be undone is a permutation. A result of n or more, as
+    2^(2 * half) may exceed n, is sent through again until it is below n (cycle walking): still a permutation.
 
     Args:
         place: 0 .. n-1.
@@ -143,11 +143,11 @@ def shuffled(place: int, n: int, keys: Sequence[int]) -> int:
     """
     half = (max(n - 1, 1).bit_length() + 1) // 2  # so that 2^(2 * half) >= n
     while True:
-        left, right = place >> half, place & (1 << half) - 1
+        left, right = place >> half, place & ((1 << half) - 1)
         for key in keys:
-            mixed = (right + 1) * 0x9E3779B97F4A7C15 ^ key * 0xD1B54A32D192ED03
-            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 2**64 - 1
-            left, right = right, left ^ mixed >> 64 - half  # the top bits of f: those that every bit has reached
-        place = left << half | right
+            mixed = ((right + 1) * 0x9E3779B97F4A7C15) ^ (key * 0xD1B54A32D192ED03)
+            mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+            left, right = right, left ^ (mixed >> (64 - half))  # f: the top bits, which are mixed best
+        place = (left << half) | right
         if place < n:
             return place

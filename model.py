@@ -1,7 +1,7 @@
 """The decoder-only transformer that every scheme of order shares: pre-norm RMSNorm, attention, SwiGLU, no biases.
 
-With `position="rope"` a block is exactly a Llama block (with the interleaved layout up to the order of features). Each
-hook of `positions.Position` is called in one place, and nothing asks which scheme it is.
+With `position="rope"` it is the transformers library's Llama (up to the order of features for the interleaved layout).
+The scheme's hooks (embed, angles, rotate, bias) are called in one place each, and nothing asks which scheme it is.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SIZE = Field(ge=1, le=10**6)
 
 
 def with_scheme_options(config: type) -> type:
-    """Give a config class a field for every scheme that has options."""
+    """Add a field for every scheme that has options, named as the scheme, before `dataclass` looks."""
     for name, scheme in SCHEMES.items():
         if scheme.Options:
             config.__annotations__[name] = scheme.Options
@@ -34,13 +34,13 @@ class ModelConfig:
     """The model's shape and its way of knowing order.
 
     Args:
-        vocab_size: rows of the embedding (V). The tokenizer's if not given; a model built without one must be told.
+        vocab_size: rows of the embedding (V). From the tokenizer if not given; `Transformer` itself refuses None.
         d_model: width of the residual stream (C).
         n_layer: blocks.
         n_head: query heads (H); each is d_model / n_head wide (D).
         n_kv_head: key and value heads, a divisor of n_head; as many as n_head if not given.
         d_ff: width inside the SwiGLU; 8/3 d_model rounded down to a multiple of 32 if not given.
-        seq_len: trained length, tokens; learned positions have no more than this.
+        seq_len: trained length, tokens (T); learned positions end there.
         position: the scheme of order, by its name in positions.SCHEMES.
         tie_embeddings: whether the embedding is also the matrix that makes logits.
         init_std: standard deviation of first values.
@@ -81,11 +81,11 @@ class ModelConfig:
 
     @property
     def options(self) -> Any:
-        return getattr(self, self.position, None)  # those of the scheme, if it has any
+        return getattr(self, self.position, None)  # the scheme's own, if it has any
 
 
 class Cache:
-    """Keys and values of the tokens so far, and these tokens with their positions; allocated once, written in place."""
+    """Keys, values, tokens and positions so far, allocated once and written in place."""
 
     def __init__(self, config: ModelConfig, d_key: int, batch_size: int, length: int, like: Tensor) -> None:
         shape = config.n_layer, batch_size, config.n_kv_head, length
@@ -96,7 +96,7 @@ class Cache:
         self.in_order = True  # token i stands at position i
 
     def append(self, tokens: Tensor, positions: Tensor, in_order: bool) -> Tensor:
-        """Take in new tokens, (B, T), at their positions, (T,), and return the positions of all so far, (Tk,)."""
+        """First take in tokens, (B, T), at positions, (T,), and return the positions of all so far, (Tk,)."""
         (B, T), (rows, length) = tokens.shape, self.tokens.shape
         if self.used + T > length or rows != B:
             raise ValueError(f"cache of {(rows, length)}, {length - self.used} free a row, cannot take {B} x {T} more")
@@ -106,7 +106,7 @@ class Cache:
         return self.positions[: self.used]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values, (B, Hkv, T, ...), and return all of them, (B, Hkv, Tk, ...)."""
+        """Then store each layer's new keys and values, (B, Hkv, T, ...), and return all of them, (B, Hkv, Tk, ...)."""
         self.keys[layer, :, :, self.start : self.used] = k
         self.values[layer, :, :, self.start : self.used] = v
         return self.keys[layer, :, :, : self.used].to(k.dtype), self.values[layer, :, :, : self.used].to(v.dtype)
@@ -122,11 +122,12 @@ class Context(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: softmax(q k / sqrt(D) + bias) v (RoFormer eq. 2), with grouped keys and values."""
+    """Causal self-attention: softmax(q k^T / sqrt(D) + mask) v (RoFormer eq. 2); Hkv key heads serve H query heads."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.heads, self.d_head, self.layer = (config.n_head, config.n_kv_head, config.n_kv_head), config.d_head, layer
+        self.heads = config.n_head, config.n_kv_head, config.n_kv_head  # of q, k and v
+        self.d_head, self.layer = config.d_head, layer
         self.attend = {"fused": fused_attention, "explicit": explicit_attention}[config.attention]
         self.qkv = nn.Linear(config.d_model, sum(self.heads) * config.d_head, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -135,7 +136,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.d_head).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
         q, k, v = qkv.split(self.heads, dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
-        q, k = context.position.rotate(q, k, context.angles, self.layer)  # (..., d_key) each, which is D for most
+        q, k = context.position.rotate(q, k, context.angles, self.layer)  # (..., d_key); D for most schemes
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)  # (B, Hkv, Tk, ...): all so far
         y = self.attend(q, k, v, context.mask, self.d_head**-0.5)  # (B, H, T, D)
@@ -150,16 +151,14 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: flo
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The same through PyTorch's kernels, which never hold all scores. Without a mask it is plainly causal."""
+    """The same through PyTorch's kernels, which never hold all scores. No mask: causal, by the kernel's own flag."""
     dtype, grouped, causal = q.dtype, q.shape[1] != k.shape[1], mask is None
-    if (
-        q.shape[2] == 1
-    ):  # the last token sees every key (spelt out: the kernel wants a bool, and a compiler has symbols)
+    if q.shape[2] == 1:  # the last token sees every key; an `if`, since torch.compile would make it a symbol
         causal = False
     if mask is not None:  # in the wider dtype: a bias in bfloat16 could not tell far distances apart
         wide = torch.promote_types(dtype, mask.dtype)
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): in 3 dimensions it takes a slow path
+        mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): a mask of 3 dimensions is slow
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).to(dtype)
 
 
@@ -192,14 +191,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to logits: embedding, blocks, norm, head. The seed is that of the first values."""
+    """Tokens to logits: embedding, blocks, norm, head. The seed decides the initial weights."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("model.vocab_size is not known: give the tokenizer's number of entries")
         self.config = config
-        with torch.random.fork_rng([]):  # layers draw for themselves, and nobody else may notice
+        with torch.random.fork_rng([]):  # layers draw weights, replaced below; the caller's generator stays as it was
             self.embedding = nn.Embedding(config.vocab_size, config.d_model)
             self.position = SCHEMES[config.position](config)
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -209,10 +208,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def draw_first_values(self, seed: int) -> None:
-        """Set each parameter by (seed, name) alone, so that models of all schemes start from the same shared weights.
+        """Draw each parameter by (seed, its name), so that schemes start alike in all the weights they have in common.
 
-        Norms start at one, all else as N(0, init_std), smaller by sqrt(2 n_layer) for matrices that write to the
-        residual stream (GPT-2's rule), unless the scheme says otherwise of its own parameters.
+        Norms start at one; all else has standard deviation init_std, divided by sqrt(2 n_layer) where a matrix writes
+        to the residual stream (GPT-2's rule), unless the scheme says otherwise of its own parameters.
         """
         for name, parameter in self.named_parameters():
             key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -230,23 +229,21 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits for the token after each token, (B, T) -> (B, T, V); or for the `last` ones alone, (B, last, V).
 
-        Positions, (T,), say where these tokens stand: at 0 .. T-1, or on from the cache, if not given. A cache holds
-        what was computed for earlier tokens, and takes these in; ValueError if it has no room.
+        Positions, (T,), are where these tokens stand; by default 0 .. T-1, or on from the cache. A cache holds what was
+        computed for earlier tokens, and takes these in; ValueError if it has no room.
         """
         T, earlier = tokens.shape[1], 0 if cache is None else cache.used
         in_order = positions is None and (cache is None or cache.in_order)  # key i stands at position i
         if positions is None:
             begin = earlier if in_order or not earlier else cache.positions[earlier - 1] + 1
             positions = torch.arange(T, device=tokens.device) + begin
-        x = self.position.embed(
-            self.embedding(tokens), positions
-        )  # (B, T, C); a refused position leaves the cache alone
+        x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C); before the cache: it may refuse
         k_positions = positions if cache is None else cache.append(tokens, positions, in_order)  # (Tk,)
         if earlier and self.position.outdates_cache(earlier, k_positions):
-            cache.used = 0  # deeper layers hold states computed under the old frequencies: only a full pass is exact
+            cache.used = 0  # its keys were turned at other frequencies (dynamic, longrope): compute all of it again
             return self(cache.tokens[:, : earlier + T].clone(), k_positions.clone(), cache, last or T)
         bias, mask = self.position.bias(positions, k_positions), None
-        plainly_causal = in_order and (not earlier or T == 1)  # the fused kernel knows that by itself
+        plainly_causal = in_order and (not earlier or T == 1)  # Tq = Tk, or one last query: fused needs no mask
         if bias is not None or not plainly_causal or self.config.attention == "explicit":
             later = k_positions > positions[:, None]  # (Tq, Tk)
             mask = (torch.zeros_like(later).float() if bias is None else bias).masked_fill(later, -math.inf)

@@ -3,14 +3,14 @@
     python train.py --config configs/rope.yaml
     python train.py --config configs/alibi.yaml --model.d_model 256 --run.steps 2000 --run.name alibi-256
 
-Values come from the defaults, then from config files and flags in the order in which they stand on the command line;
-`--print_config` shows the outcome. The run folder keeps it, with all that the run leaves (see harness/folder.py). A run
-that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last whole checkpoint:
+Values come from the defaults, then from config files and flags, of which a later one wins; `--print_config` shows the
+outcome. The run folder stores that and everything the run makes (harness/folder.py). A run that was stopped, by Ctrl-C,
+a cluster or a power cut, goes on from its last whole checkpoint:
 
     python train.py --config runs/rope/config.yaml --run.resume true
 
-A finished run's weights can be trained on at another length or scaling (harness/tuning.py), and torchrun spreads one
-run over many processes, which compute the same (harness/processes.py):
+Training can continue from a finished run at another length or scaling (harness/tuning.py), and torchrun spreads one run
+over many processes, which compute the same (harness/processes.py):
 
     python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
@@ -48,7 +48,7 @@ class RunConfig(RunOptions):
         micro_batch_size: rows that go through the model at once, in each process; if not given, on a CPU as many as
             hold 2,048 tokens, elsewhere all.
         learning_rate: AdamW's, at its highest.
-        embedding_rate: the embedding's rate, as a multiple of the others': a token's row learns only where it occurs.
+        embedding_rate: the embedding's rate, as a multiple of the others'.
         schedule: how the rate falls after the warm-up, linear or cosine.
         final_rate: what it falls to, a fraction of learning_rate.
         warmup: the fraction of all steps in which the rate climbs.
@@ -96,13 +96,13 @@ def make_optimizer(model: Transformer, config: RunConfig) -> torch.optim.Optimiz
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
-    """The rate of step 0 .. steps - 1: a linear climb, then a line or half a cosine down to its final fraction."""
+    """The rate at a step, 0 .. steps - 1: a linear climb, then a line or half a cosine down to its final fraction."""
     climb = max(1, round(config.warmup * config.steps))
     if step < climb:
         return config.learning_rate * (step + 1) / climb
     done = (step - climb) / max(1, config.steps - climb)  # 0 .. 1
     left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2  # 1 .. 0
-    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * left)
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * ahead)
 
 
 def train(
@@ -117,8 +117,9 @@ def train(
     run = Run(data_config, model_config, config, world)  # refuses what cannot be done, before any work
     if run.result:  # the run has finished already, and was asked to go on
         return run.result
+    # on every process; what fails on one ends all of them
     corpus = run.together(data.load, data_config, config.seed, config.batch_size, model_config.seq_len)
-    model = run.together(Transformer, run.fit(corpus), config.seed)
+    model = run.together(Transformer, run.complete_model_config(corpus), config.seed)
     run.place(model)  # on its device; run.model is the same one, compiled or spread over processes if asked for
     optimizer = make_optimizer(model, config)
 
@@ -128,8 +129,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
             inputs, targets = corpus.batch(step)  # (B, T) each; a target of -100 is not scored
-            scored, loss = int((targets != -100).sum()), 0.0
-            for x, y in run.micro_batches(inputs, targets):  # (rows, T) each
+            scored = int((targets != -100).sum())
+            loss = 0.0  # mean nats per scored target
+            for x, y in run.micro_batches(inputs, targets):  # this process's rows, on its device: (rows, T) each
                 with run.autocast():
                     logits = run.model(x)  # (rows, T, V)
                     nats = cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
@@ -139,7 +141,7 @@ def train(
             loss = run.sum(loss)
             norm = run.gather(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
             clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
-            if run.is_finite(step, loss, float(norm)):
+            if run.is_finite(step, loss, float(norm)):  # else the run stops or, if asked to, leaves out this update
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             run.after(step, inputs, targets, loss=loss, learning_rate=rate, grad_norm=float(norm))

@@ -3,7 +3,8 @@
 train.py holds one object of the harness, a `Run`, in this order:
 
     run = Run(data, model, run, world)       refuses what cannot be done, before any work
-    run.fit(corpus), run.place(model)        the model's vocabulary; its device, its part of several processes
+    run.complete_model_config(corpus)        with the vocabulary of the corpus
+    run.place(model)                         on its device, or spread over several processes
     with run.begin(optimizer):               the folder, the last checkpoint, curves, signals
         for step in run.steps():             from where a stopped run was
             ...                              run.micro_batches, run.autocast, run.model, run.sum
@@ -105,12 +106,12 @@ class Run:
             devices.refuse_without_compiler("--run.compile", device)
         return device, *devices.pick_precision(config.precision, device)
 
-    def fit(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
+    def complete_model_config(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
         """The config of a model that fits the corpus and this machine's memory."""
-        return self.together(self.fit_alone, corpus)
+        return self.together(self.complete_alone, corpus)
 
-    def fit_alone(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
-        """`fit`, on one process."""
+    def complete_alone(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
+        """The same, on one process."""
         if self.old:
             refuse_other_tokenizer(self.old, corpus.tokenizer)
         config, asked = self.config, self.configs["model"]
