@@ -101,7 +101,7 @@ def learning_rate(step: int, config: RunConfig) -> float:
     if step < climb:
         return config.learning_rate * (step + 1) / climb
     done = (step - climb) / max(1, config.steps - climb)  # 0 .. 1
-    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2  # 1 .. 0
+    ahead = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2  # 1 .. 0
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * ahead)
 
 
