@@ -198,7 +198,7 @@ def begin_job(job: Job, corpus: data.Corpus) -> Job:
     if not job.run.overwrite:
         return job
     configs = {"data": job.data, "model": fit_vocabulary(job.model, corpus), "run": job.run}
-    RunFolder(job.folder, configs, overwrite=True).close()
+    RunFolder(configs).close()
     return replace(job, run=replace(job.run, overwrite=False))
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from harness.messages import BadInput
-from harness.processes import shard_of
+from harness.processes import shard_like
 from model import Transformer
 
 
@@ -37,12 +37,12 @@ class Checkpoint:
         Of a sharded model each rank takes its shards.
         """
         parameters = dict(model.named_parameters())
-        model.load_state_dict({name: shard_of(tensor, parameters[name]) for name, tensor in self.weights.items()})
+        model.load_state_dict({name: shard_like(tensor, parameters[name]) for name, tensor in self.weights.items()})
         names = {parameter: name for name, parameter in parameters.items()}
         order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         kept = {
             i: {
-                key: shard_of(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
+                key: shard_like(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
                 for key, value in self.optimizer[names[parameter]].items()
             }
             for i, parameter in enumerate(order)

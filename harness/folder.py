@@ -51,7 +51,7 @@ from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, pack_weig
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
 from harness.plugins import LOADED
-from harness.processes import ALONE, World, whole
+from harness.processes import ALONE, World, gather_tensor
 from harness.ranges import read_section
 from harness.rotation import as_longrope
 from harness.runs import describe_progress, read_metrics, read_result, weights_sha256
@@ -86,12 +86,11 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
     """What a finished run's result.json says, once its checkpoints and weights are found whole.
 
     Returns:
-        None for a run that is not finished, or one whose last checkpoint or weights are damaged: it has to go on.
+        None for a run that is not finished, or whose last checkpoint or weights are damaged: it has to go on.
     """
-    result, damaged = read_result(path), {}
+    result, steps, damaged = read_result(path), steps_saved(path), {}
     if result.get("status") != "finished":
         return None
-    steps = steps_saved(path)
     for step in steps:
         try:
             read_checkpoint(path / "checkpoints" / f"step-{step}")
@@ -99,10 +98,9 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
             damaged[step] = error
     if steps and steps[0] in damaged:
         return None
-    if not (path / "model.safetensors").exists() or result.get(
-        "weights_sha256", weights_sha256(path)
-    ) != weights_sha256(path):
-        print(f"{path / 'model.safetensors'} is missing or damaged: making it again", file=sys.stderr)
+    weights = path / "model.safetensors"
+    if not weights.exists() or (found := weights_sha256(path)) != result.get("weights_sha256", found):
+        print(f"{weights} is missing or damaged: making it again", file=sys.stderr)
         return None
     for error in damaged.values():
         print(error, file=sys.stderr)
@@ -112,12 +110,12 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
 
 
 def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
-    """What sets a run that was begun apart from one that is asked for: `run.steps 4, not 5` for each such option.
+    """Where the run in a folder has other options than those asked for: `run.steps 4, not 5` for each.
 
     Args:
-        path: the folder of the run that was begun.
+        path: the run folder.
         configs: the sections data, model and run that are asked for, as dataclasses.
-        may_differ: by section, the options that are passed over.
+        may_differ: by section, the options to ignore.
 
     Raises:
         BadInput: if its config.yaml cannot be read.
@@ -126,7 +124,7 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
     try:
         sections = yaml.safe_load(file.read_text(encoding="utf-8"))
         # through the dataclass, so that options that came later than the record stand at their defaults
-        begun = {name: asdict(read_section(type(config), sections[name])) for name, config in configs.items()}
+        recorded = {name: asdict(read_section(type(config), sections[name])) for name, config in configs.items()}
     except PermissionError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}): name another folder") from error
     except Exception as error:
@@ -134,7 +132,7 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
     found = []
     for section, config in configs.items():
         for name, now in asdict(config).items():
-            was = begun[section][name]
+            was = recorded[section][name]
             if name in may_differ[section] or (name == "vocab_size" and now is None):
                 continue
             if isinstance(now, dict):
@@ -144,30 +142,39 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
     return found
 
 
-def refuse_other_config(path: Path, configs: dict[str, Any]) -> None:
-    """Raise BadInput if a run to be resumed was begun with a config that gives another result."""
-    refuse_other_things(path)
-    if (path / "config.yaml").exists() and (found := find_differences(path, configs)):
-        more = (
-            f"; more steps are a new run, --run.init_from {path}" if any("run.steps" in each for each in found) else ""
-        )
+def refuse_taken(configs: dict[str, Any]) -> None:
+    """Raise BadInput if the run folder holds something else, or a run that is not to be replaced and cannot go on."""
+    config = configs["run"]
+    path = Path(config.out)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--run.out {path} is a file: name a folder")
+    if not (path / "config.yaml").exists():
+        there = path.iterdir() if path.exists() else ()
+        others = [each for each in there if each.name != ".lock" and not is_aside(each)]
+        if others:
+            raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
+    elif config.resume:
+        if found := find_differences(path, configs):
+            longer = any("run.steps" in each for each in found)
+            raise BadInput(
+                f"--run.resume true: {path} was started with {'; '.join(found)}: give what it was started with, or "
+                f"choose another --run.name" + f"; more steps are a new run, --run.init_from {path}" * longer
+            )
+    elif not config.overwrite:
         raise BadInput(
-            f"--run.resume true: {path} was begun with {'; '.join(found)}: give what it was begun with, or choose "
-            f"another --run.name{more}"
+            f"--run.out {path} already holds a run ({describe_progress(path)}): choose another --run.name, go on with "
+            f"--run.resume true, or replace it with --run.overwrite true"
         )
 
 
 class RunFolder:
-    """The folder of a run that is being trained, which no other process may write meanwhile.
+    """The folder of a run that is being trained; no other process may write there meanwhile.
 
-    Of many processes every one has it, and calls the same methods; rank 0 alone reads and writes, and what fails for it
+    Of several processes each has one and calls the same methods. Rank 0 alone reads and writes, and what fails for it
     fails for all.
 
     Args:
-        path: where it will be.
-        configs: the sections data, model and run, as dataclasses.
-        overwrite: whether a run that is already there may be replaced.
-        resume: whether a run that is already there goes on.
+        configs: the sections data, model and run, as dataclasses; run says where, and whether to resume or overwrite.
         facts: what a resumed run must share with its checkpoint besides the config, by the name in its state.
         world: the processes of the run.
 
@@ -176,56 +183,42 @@ class RunFolder:
         saved: the step of the last checkpoint, 0 if there is none.
 
     Raises:
-        BadInput: if another run is there, another process writes it, or the folder cannot be made.
+        BadInput: if the folder is taken, another process writes there, or it cannot be made.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        configs: dict[str, Any],
-        overwrite: bool,
-        resume: bool = False,
-        facts: dict[str, Any] | None = None,
-        world: World = ALONE,
-    ) -> None:
-        self.path, self.world = path, world
-        self.last: Checkpoint | None = world.lead(self.take, configs, overwrite, resume, facts or {})
+    def __init__(self, configs: dict[str, Any], facts: dict[str, Any] | None = None, world: World = ALONE) -> None:
+        self.path, self.world = Path(configs["run"].out), world
+        self.last: Checkpoint | None = world.lead(self.take, configs, facts or {})
         self.saved = self.last.state["step"] if self.last else 0
 
-    def take(self, configs: dict[str, Any], overwrite: bool, resume: bool, facts: dict[str, Any]) -> Checkpoint | None:
-        """Take the folder, and make it ready; the checkpoint to go on from."""
-        path = self.path
-        refuse_taken(path, overwrite, resume)
-        # no stand-in where the file system has no locks: that would be a file which outlives its owner
-        self.lock = FileLock(path / ".lock", timeout=0, fallback_to_soft=False)
+    def take(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
+        """Lock the folder and make it ready; the checkpoint to go on from."""
+        refuse_taken(configs)
+        # no stand-in where the file system has no locks: that would be a file that outlives its owner
+        self.lock = FileLock(self.path / ".lock", timeout=0, fallback_to_soft=False)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
-            refuse_taken(path, overwrite, resume)  # again, now that nobody else writes
-            return self.prepare(configs, resume, facts)
+            refuse_taken(configs)  # again, now that nobody else writes
+            return self.prepare(configs, facts)
         except Timeout as error:
-            raise BadInput(
-                f"--run.out {path} is being written by another process: wait until that has ended, or choose another "
-                "--run.name"
-            ) from error
-        except OSError as error:
+            what = f"--run.out {self.path} is being written by another process"
+            raise BadInput(f"{what}: wait until that has ended, or choose another --run.name") from error
+        except BaseException as error:
             self.lock.release()
-            if error.errno in NO_ROOM:
+            if not isinstance(error, OSError) or error.errno in NO_ROOM:
                 raise
-            raise BadInput(f"--run.out {path} cannot be written ({error.strerror}): name a folder that can") from error
-        except BaseException:
-            self.lock.release()
-            raise
+            what = f"--run.out {self.path} cannot be written ({error.strerror})"
+            raise BadInput(f"{what}: name a folder that can") from error
 
-    def prepare(self, configs: dict[str, Any], resume: bool, facts: dict[str, Any]) -> Checkpoint | None:
-        """Make the folder ready: as the last whole checkpoint, which is returned, left it, or empty."""
+    def prepare(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
+        """Make the folder what it was at its last whole checkpoint, which is returned, or empty it."""
         last = None
-        if resume and (self.path / "config.yaml").exists():
-            refuse_other_config(self.path, configs)
+        if configs["run"].resume and (self.path / "config.yaml").exists():
             last = last_whole(self.path)
             for name, now in facts.items() if last else ():
                 if (was := last.state[name]) != now:
-                    raise BadInput(f"--run.resume true: {self.path} was begun with {name} {was}, not {now}")
+                    raise BadInput(f"--run.resume true: {self.path} was started with {name} {was}, not {now}")
             where = f"going on after step {last.state['step']}" if last else "no whole checkpoint: from step 0"
             print(f"{self.path}: {where}", flush=True)
         for rubbish in filter(is_aside, self.path.iterdir()):  # of a process that was killed while it wrote
@@ -239,11 +232,8 @@ class RunFolder:
             logged = "".join(json.dumps(event) + "\n" for event in read_metrics(self.path) if event["step"] <= step)
             sha256 = hashlib.sha256(logged.encode()).hexdigest()
             if last.state.get("metrics_sha256", sha256) != sha256:
-                print(
-                    f"{self.path / 'metrics.jsonl'} is damaged: it is not what was logged up to step {step}; "
-                    "the run itself does not depend on it",
-                    file=sys.stderr,
-                )
+                what = f"{self.path / 'metrics.jsonl'} is damaged: it is not what was logged up to step {step}"
+                print(f"{what}; the run itself does not depend on it", file=sys.stderr)
             write_whole(self.path / "metrics.jsonl", logged)
         else:
             # Only what a run leaves behind: anything else in the folder is the user's. config.yaml stays until the new
@@ -291,11 +281,11 @@ class RunFolder:
         Args:
             model: whose weights to save.
             optimizer: of all its parameters.
-            state: how far the run got: its `step`, and the step of its `best` look if there was one. The hash of what
-                was logged up to here is put into it.
+            state: how far the run got: its `step`, and its `best` evaluation if there was one. The hash of what was
+                logged up to here is added.
 
         Raises:
-            OSError: if it cannot be written; the checkpoints before are all still there then.
+            OSError: if it cannot be written; all earlier checkpoints are still there then.
         """
         if state["step"] == self.saved:
             return
@@ -310,7 +300,7 @@ class RunFolder:
 
     def on_rank_0(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor in full on the CPU of rank 0, and nothing elsewhere, where it would only need room."""
-        full = whole(tensor.detach())
+        full = gather_tensor(tensor.detach())
         return full.cpu().contiguous() if self.world.leads else None
 
     def write(self, weights: dict[str, Any], kept: dict[str, Any], state: dict[str, Any]) -> None:
@@ -340,15 +330,7 @@ class RunFolder:
             shutil.rmtree(rest, ignore_errors=True)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
-        """Write the weights and the tokenizer, and what rope's factors came to where they were learned.
-
-        Args:
-            model: a whole one, not a shard.
-            tokenizer: of the run.
-
-        Returns:
-            The weights' sha256.
-        """
+        """Write the weights of a whole model and the tokenizer, and learned factors as lists; the weights' sha256."""
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         self.sweep()
         if getattr(model.position, "log_factor", None) is not None:
@@ -358,22 +340,3 @@ class RunFolder:
             write_whole(self.path / "longrope.yaml", yaml.safe_dump(lists, sort_keys=False))
         write_whole(self.path / "model.safetensors", pack_weights(model))
         return weights_sha256(self.path)
-
-
-def refuse_other_things(path: Path) -> None:
-    """Raise BadInput if something that is no run stands where a run should be. The lock alone is nothing."""
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--run.out {path} is a file: name a folder")
-    others = [each for each in path.iterdir() if each.name != ".lock" and not is_aside(each)] if path.is_dir() else []
-    if others and not (path / "config.yaml").exists():
-        raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
-
-
-def refuse_taken(path: Path, overwrite: bool, resume: bool = False) -> None:
-    """Raise BadInput if a run, or something that is no run, stands where a new run should go."""
-    refuse_other_things(path)
-    if (path / "config.yaml").exists() and not overwrite and not resume:
-        raise BadInput(
-            f"--run.out {path} already holds a run ({describe_progress(path)}): choose another --run.name, go on with "
-            f"--run.resume true, or replace it with --run.overwrite true"
-        )

@@ -1,20 +1,19 @@
-"""One run on many processes, which compute the same as one process would.
+"""One run on several processes, which together compute what one process would.
 
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml --run.shard true
 
 torchrun starts the same program several times. Each of these processes is a rank: it knows its number and how many
-there are, and meets the others in collectives, calls that every rank has to make, such as a sum over all ranks. What
-every one of them computes is what one process does, spread by rows of the batch:
+there are, and meets the others in collectives, calls that every rank has to make, such as a sum over all ranks.
 
     the batch       every rank makes the whole batch of a step, a pure function of (seed, step), and takes its rows
-    the loss        the sum over a rank's targets, divided by the scored targets of the whole batch; then the sum of
+    the loss        each rank's sum over its targets is divided by the scored targets of the whole batch; the sum of
                     these over ranks is the mean over the batch, however many targets each rank has
-    the gradient    is summed over ranks too, never averaged, once a step; DDP and FSDP average, unless told otherwise
+    the gradient    is summed over ranks too, never averaged, once a step; DDP and FSDP average unless told otherwise
     the update      follows from the summed gradient, and is the same on every rank. With DDP (1 in 2006.15704) each
                     rank keeps all weights. With FSDP (2304.11277) each keeps a shard of every weight and of its
-                    optimiser state, and gathers a layer's weights for as long as that layer is at work
-    what is said    rank 0 alone writes and prints; a failure or a signal on one rank is everyone's
+                    optimiser state, and gathers a layer's weights only while that layer computes
+    the output      rank 0 alone writes and prints; a failure or a signal on one rank ends all of them
 
 Sums over ranks round otherwise than sums within one, so figures agree as far as float32 allows and not to the bit. A
 run that goes on with as many processes as before, sharded as before, is to the bit what it would have been.
@@ -26,7 +25,6 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -41,11 +39,12 @@ from harness.signals import Signals
 from model import Transformer
 
 T = TypeVar("T")
+MADE_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
 class World:
-    """Where a process stands among those of its run. By itself it is rank 0 of 1, and every method is what it says.
+    """Where a process stands among those of its run; a process on its own is rank 0 of 1.
 
     Args:
         rank: its number among all, from 0.
@@ -66,16 +65,15 @@ class World:
     # ---- doing things alone and together -----------------------------------------------------------------------------
 
     def lead(self, do: Callable[..., T], *args: Any) -> T:
-        """Let rank 0 alone do something, and give every rank what came out of it. If it fails, all fail."""
+        """Let rank 0 alone do something, and give every rank the result. If it fails, it fails on all."""
         if self.size == 1:
             return do(*args)
-        result = self.together(do if self.leads else lambda *_: None, *args)
-        box = [result]
+        box = [self.together(do if self.leads else lambda *_: None, *args)]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def together(self, do: Callable[..., T], *args: Any) -> T:
-        """Let every rank do something by itself, which calls no collective. If it fails on one rank, it does on all.
+        """Let every rank do something by itself, without collectives. If it fails on one rank, it fails on all.
 
         Raises:
             BadInput: and whatever else it raised, here or on another rank; only rank 0 raises what the others know too.
@@ -104,11 +102,7 @@ class World:
         raise SystemExit(2 if isinstance(error, BadInput) else 3)
 
     def refuse_unlike(self, facts: dict[str, Any]) -> None:
-        """Refuse to train on ranks that were not given the same: each would work at another run.
-
-        Raises:
-            BadInput: naming the first fact that differs.
-        """
+        """Raise BadInput, naming the first fact that differs, if ranks were not given the same options and data."""
         if self.size == 1:
             return
         everyone: list[dict[str, Any]] = [{}] * self.size
@@ -119,7 +113,7 @@ class World:
                     was = f"{name} {value} on rank {rank}, and {everyone[0][name]} on rank 0"
                     self.end(BadInput(f"{was}: give every machine the same command and data"))
 
-    def heard(self, signals: Signals) -> tuple[int | None, bool]:
+    def merge_signals(self, signals: Signals) -> tuple[int | None, bool]:
         """Which signal asked any rank to stop, and whether any was asked to save: what all of them then do."""
         if self.size == 1:
             return signals.stop, signals.save
@@ -157,12 +151,8 @@ class World:
 
     # ---- machines and models -----------------------------------------------------------------------------------------
 
-    def own(self, device: torch.device) -> torch.device:
-        """This rank's device of a kind: each has a GPU of its own.
-
-        Raises:
-            BadInput: if there is none for it.
-        """
+    def choose_device(self, device: torch.device) -> torch.device:
+        """This rank's device of a kind: each has a GPU of its own. Raises BadInput if there is none for it."""
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda":
@@ -172,7 +162,7 @@ class World:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def threads(self, asked: int | None) -> int | None:
+    def choose_threads(self, asked: int | None) -> int | None:
         """How many threads PyTorch takes on the CPU: those asked for, or a rank's part of its machine's cores."""
         if asked is None and self.local_size > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own choice
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -185,7 +175,7 @@ class World:
         Sharding changes `bare` itself: its parameters become this rank's shards, under the same names.
         """
         if shard:
-            return sharded(bare, self, device, compile)
+            return shard_model(bare, self, device, compile)
         model = torch.compile(bare) if compile else bare
         if self.size == 1:
             return model
@@ -197,50 +187,29 @@ class World:
 ALONE = World()
 
 
-def torchruns_own(given: list[str]) -> list[int]:
-    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as numbers.
-
-    Raises:
-        BadInput: if torchrun cannot have set them so. A shell, or a job of a cluster, may have left them over.
-    """
-    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if all(value.isdecimal() for value in given):
-        rank, size, local_rank, local_size = map(int, given)
-        fits = rank < size and local_rank < local_size <= size
-        if fits and (size == 1 or (address[0] and address[1].isdecimal())):
-            return [rank, size, local_rank, local_size]
-    raise BadInput(
-        f"RANK={given[0]} WORLD_SIZE={given[1]} LOCAL_RANK={given[2]} LOCAL_WORLD_SIZE={given[3]} in the environment, "
-        f"with MASTER_ADDR={address[0] or ''} and MASTER_PORT={address[1]}, are not torchrun's: start with torchrun, "
-        "or unset RANK"
-    )
-
-
 @contextlib.contextmanager
 def meet_processes() -> Iterator[World]:
-    """Meet the processes that torchrun has started, if it was torchrun; ranks but 0 are silent meanwhile.
+    """Meet the processes that torchrun has started, if it has; ranks other than 0 are silent meanwhile.
 
     Raises:
-        RunFailed: if they do not come together, or one of them is gone.
+        BadInput: for an environment that torchrun cannot have made. A shell or a cluster job may have left it over.
+        RunFailed: if the processes do not come together, or one of them is gone.
     """
-    given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    world = World(*torchruns_own(given)) if all(given) else ALONE
+    given = [os.environ.get(name) for name in MADE_BY_TORCHRUN]
+    world = World(*read_numbers(given)) if all(given) else ALONE
     try:
         if world.size > 1:
             before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come
-            dist.init_process_group(backends(), store=meet(), rank=world.rank, world_size=world.size)
+            dist.init_process_group(choose_backends(), store=agree_on_store(), rank=world.rank, world_size=world.size)
             signal.signal(signal.SIGTERM, before)
-        if world.leads:
+        with contextlib.ExitStack() as silence:
+            if not world.leads:
+                nobody = silence.enter_context(open(os.devnull, "w"))
+                silence.enter_context(contextlib.redirect_stdout(nobody))
+                silence.enter_context(contextlib.redirect_stderr(nobody))
             yield world
-        else:
-            with (
-                open(os.devnull, "w") as nobody,
-                contextlib.redirect_stdout(nobody),
-                contextlib.redirect_stderr(nobody),
-            ):
-                yield world
     except RuntimeError as error:
-        if world.size == 1 or isinstance(error, RunFailed) or not lost(error):
+        if world.size == 1 or isinstance(error, RunFailed) or not is_lost_peer(error):
             raise
         reason = " ".join(str(error).split())[:200]
         world.end(RunFailed(f"another process of this run has ended: go on with --run.resume true ({reason})"))
@@ -249,13 +218,26 @@ def meet_processes() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def meet() -> dist.Store:
+def read_numbers(given: list[str]) -> list[int]:
+    """What torchrun has put into the environment, as numbers. Raises BadInput if they cannot be torchrun's."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if all(value.isdecimal() for value in given):
+        rank, size, local_rank, local_size = map(int, given)
+        fits = rank < size and local_rank < local_size <= size
+        if fits and (size == 1 or (address and port.isdecimal())):
+            return [rank, size, local_rank, local_size]
+    values = " ".join(f"{name}={value}" for name, value in zip(MADE_BY_TORCHRUN, given, strict=True))
+    where = f"with MASTER_ADDR={address} and MASTER_PORT={port}"
+    raise BadInput(f"{values} in the environment, {where}, are not torchrun's: start with torchrun, or unset RANK")
+
+
+def agree_on_store() -> dist.Store:
     """A part of torchrun's store that is new to all ranks of this start: through it they tell each other addresses.
 
-    After a restart the store still holds what the ranks before have written, and a rank that is early would look for
-    the others where they were (github.com/pytorch/pytorch/issues/135712). torchrun's own count of restarts does not
-    help, as machines may count differently. So rank 0 makes up a name, and gives it to whoever asks, until all have
-    thanked it by that name: what it finds asked may be of the start before, thanks cannot be.
+    After a restart the store still holds what earlier ranks wrote, and a rank that is early would look for the others
+    where they were (github.com/pytorch/pytorch/issues/135712). torchrun's own count of restarts does not help, as
+    machines may count differently. So rank 0 makes up a name, and gives it to whoever asks, until all have thanked it
+    by that name: what it finds asked may be from the start before, thanks cannot be.
     """
     store, rank, size = next(rendezvous("env://"))
     name = uuid.uuid4().hex
@@ -275,12 +257,12 @@ def meet() -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def backends() -> str:
+def choose_backends() -> str:
     """What carries collectives: gloo between CPUs, so also all that ranks agree on, and nccl between GPUs."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
-def lost(error: RuntimeError) -> bool:
+def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an error is that of a collective which not all ranks came to: those that have ended know why."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
@@ -294,7 +276,7 @@ def sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Ten
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
-def sharded(bare: Transformer, world: World, device: torch.device, compile: bool) -> Transformer:
+def shard_model(bare: Transformer, world: World, device: torch.device, compile: bool) -> Transformer:
     """A model whose every parameter is split by its first dimension, a shard on each rank (FSDP2).
 
     Each block is gathered by itself, so that one block's weights are whole at a time; the rest, embedding, norm and
@@ -304,7 +286,7 @@ def sharded(bare: Transformer, world: World, device: torch.device, compile: bool
     from torch.distributed.fsdp import fully_shard  # here and not above: it takes seconds
 
     if not dist.is_initialized():  # no torchrun: a group of one
-        dist.init_process_group(backends(), store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(choose_backends(), store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (world.size,))
     for part in (*bare.blocks, bare):
         if compile and part is not bare:
@@ -316,21 +298,21 @@ def sharded(bare: Transformer, world: World, device: torch.device, compile: bool
     return bare
 
 
-def reducing(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def sum_gradients(model: nn.Module, now: bool) -> Iterator[None]:
     """The context of one pass of several: gradients add up on each rank, and are summed over ranks in the last one."""
-    if isinstance(model, DistributedDataParallel):
-        return nullcontext() if now else model.no_sync()
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP's
         model.set_requires_gradient_sync(now)
-    return nullcontext()
+    with contextlib.nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync():
+        yield
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which this rank may hold a shard. Every rank has to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # DTensor's; its import takes seconds
 
 
-def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as this rank holds another one of its shape: its shard of it, or all. No rank waits for others."""
     if not hasattr(like, "full_tensor"):
         return tensor
@@ -339,10 +321,10 @@ def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def assembled(bare: Transformer) -> Transformer:
+def gather_model(bare: Transformer) -> Transformer:
     """A model that needs no other rank: itself, or of a sharded one a whole copy. Every rank has to call it."""
     if not hasattr(bare, "set_requires_gradient_sync"):
         return bare
     copy = Transformer(bare.config).to(bare.embedding.weight.device)
-    copy.load_state_dict({name: whole(tensor) for name, tensor in bare.state_dict().items()})
+    copy.load_state_dict({name: gather_tensor(tensor) for name, tensor in bare.state_dict().items()})
     return copy

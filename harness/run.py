@@ -28,9 +28,9 @@ from tqdm import tqdm
 from data import Corpus, DataConfig
 from harness import devices, progress
 from harness.curves import Curves
-from harness.folder import RunFolder, refuse_other_config, refuse_taken, verify_finished
+from harness.folder import RunFolder, refuse_taken, verify_finished
 from harness.messages import BadInput, RunFailed, silence
-from harness.processes import ALONE, World, assembled, reducing, whole
+from harness.processes import ALONE, World, gather_model, gather_tensor, sum_gradients
 from harness.provenance import chain_sha256, shared_sha256, versions
 from harness.run_options import RunOptions, fit_vocabulary
 from harness.runs import weights_sha256
@@ -76,7 +76,7 @@ class Run:
         """What result.json says, if the run to resume is finished.
 
         Raises:
-            BadInput: if the run folder is taken, or the run in it was begun with other options.
+            BadInput: if the run folder is taken, or the run in it was started with other options.
         """
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
@@ -85,23 +85,18 @@ class Run:
         for outer in out.absolute().parents:
             if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
                 raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")
-        refuse_taken(out, self.config.overwrite, self.config.resume)
-        if not self.config.resume:
-            return None
-        refuse_other_config(out, self.configs)
-        return verify_finished(out)
+        refuse_taken(self.configs)
+        return verify_finished(out) if self.config.resume else None
 
     def choose_device(self) -> tuple[torch.device, str, devices.Autocast]:
         """The device of this process, and the precision there."""
-        config, world = self.config, self.world
-        if config.batch_size < world.size:
-            raise BadInput(
-                f"--run.batch_size {config.batch_size} is below the {world.size} processes, and each needs a row: "
-                "raise it, or start fewer"
-            )
-        if threads := world.threads(config.threads):
+        config, size = self.config, self.world.size
+        if config.batch_size < size:
+            wrong = f"--run.batch_size {config.batch_size} is below the {size} processes"
+            raise BadInput(f"{wrong}, and each needs a row: raise it, or start fewer")
+        if threads := self.world.choose_threads(config.threads):
             torch.set_num_threads(threads)
-        device = world.own(devices.pick_device(config.device))
+        device = self.world.choose_device(devices.pick_device(config.device))
         if config.compile:
             devices.refuse_without_compiler("--run.compile", device)
         return device, *devices.pick_precision(config.precision, device)
@@ -128,11 +123,8 @@ class Run:
             self.together(start_from, self.old, model, self.config.extend_learned)
         self.bare = model.to(self.device)
         self.configs["model"] = model.config  # which knows the vocabulary
-        self.facts = {
-            "data_sha256": self.corpus.sha256,
-            "precision": self.precision,
-            "shared_init_sha256": shared_sha256(model),
-        }
+        self.facts = {"data_sha256": self.corpus.sha256, "precision": self.precision}
+        self.facts["shared_init_sha256"] = shared_sha256(model)
         asked = {f"--{part}.{name}": v for part, each in self.configs.items() for name, v in asdict(each).items()}
         self.world.refuse_unlike({**asked, **self.facts})
         self.model = self.world.spread(model, self.device, self.config.shard, self.config.compile)
@@ -147,7 +139,7 @@ class Run:
             KeyboardInterrupt, SystemExit: when the run was told to stop; it has finished its step and saved.
         """
         config = self.config
-        self.folder = RunFolder(Path(config.out), self.configs, config.overwrite, config.resume, self.facts, self.world)
+        self.folder = RunFolder(self.configs, self.facts, self.world)
         self.state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0}
         self.state |= {"looked": 0.0, **self.facts}
         if self.old:
@@ -191,7 +183,7 @@ class Run:
             self.step_began = time.perf_counter()
             yield step
         self.signals.between_steps = False
-        self.signals.leave(self.world.heard(self.signals)[0])
+        self.signals.leave(self.world.merge_signals(self.signals)[0])
 
     def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's rows of a batch, (B, T) each, in parts that go through the model at once, on its device.
@@ -201,16 +193,14 @@ class Run:
         rows = self.rows * max(1, len(inputs) // self.config.batch_size)  # more where a task's episodes are short
         parts = self.world.parts(inputs, targets, rows)
         for i, (x, y) in enumerate(parts, 1):
-            with reducing(self.model, now=i == len(parts)):
+            with sum_gradients(self.model, now=i == len(parts)):
                 yield x.to(self.device), y.to(self.device)
 
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
         return self.world.sum(value)[0]
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """All of a tensor of which each process may hold a part."""
-        return whole(tensor)
+    gather = staticmethod(gather_tensor)
 
     def is_finite(self, step: int, loss: float, norm: float) -> bool:
         """Whether a step's loss and gradient are finite: with --run.on_nan skip it is then passed over.
@@ -256,7 +246,7 @@ class Run:
             tqdm.write(f"  step {step + 1:>5}  about {minutes} min {seconds} s to go")
         last = step + 1 == config.steps
         best = self.evaluate() if last or (step + 1) % config.eval_every == 0 else False
-        stop, save = self.world.heard(self.signals)
+        stop, save = self.world.merge_signals(self.signals)
         if best or last or save or stop or (step + 1) % config.save_every == 0:
             self.signals.save = False
             self.folder.checkpoint(self.bare, self.optimizer, state)
@@ -322,7 +312,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
-        self.bare = assembled(self.bare)
+        self.bare = gather_model(self.bare)
         outcome["weights_sha256"] = self.world.lead(self.folder.save, self.bare, self.corpus.tokenizer)
         self.folder.result("finished", **outcome)
         self.status, self.result = "finished", {"status": "finished", **outcome}

@@ -170,25 +170,25 @@ def test_each_row_is_scored_by_exactly_one_process_in_as_many_passes_on_each(n, 
 def test_processes_of_one_machine_share_its_cores_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it
-    assert World(0, 4, 0, 4).threads(None) == 2
-    assert World(0, 16, 0, 16).threads(None) == 1
-    assert World(0, 4, 0, 4).threads(3) == 3
-    assert World().threads(None) is None
+    assert World(0, 4, 0, 4).choose_threads(None) == 2
+    assert World(0, 16, 0, 16).choose_threads(None) == 1
+    assert World(0, 4, 0, 4).choose_threads(3) == 3
+    assert World().choose_threads(None) is None
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # as a user does
-    assert World(0, 4, 0, 4).threads(None) is None
+    assert World(0, 4, 0, 4).choose_threads(None) is None
 
 
 def test_each_process_has_a_gpu_of_its_own_or_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert World(3, 4, 1, 2).own(torch.device("cuda")) == torch.device("cuda", 1)
+    assert World(3, 4, 1, 2).choose_device(torch.device("cuda")) == torch.device("cuda", 1)
     assert taken == [1]
-    assert World().own(torch.device("cuda")) == torch.device("cuda")
+    assert World().choose_device(torch.device("cuda")) == torch.device("cuda")
     with pytest.raises(BadInput, match="nproc_per_node 3 is more than the 2 GPUs"):
-        World(2, 3, 2, 3).own(torch.device("cuda"))
+        World(2, 3, 2, 3).choose_device(torch.device("cuda"))
     with pytest.raises(BadInput, match=r"--run\.device mps"):
-        World(0, 2, 0, 2).own(torch.device("mps"))
+        World(0, 2, 0, 2).choose_device(torch.device("mps"))
 
 
 # ---- one voice -------------------------------------------------------------------------------------------------------

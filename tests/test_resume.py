@@ -411,7 +411,7 @@ def saved_twice(path: Path, break_second: Callable[[], None]) -> None:
     config = ModelConfig(vocab_size=9, d_model=4, n_layer=1, n_head=1, seq_len=4)
     model = Transformer(config)
     optimizer = train.make_optimizer(model, train.RunConfig())
-    folder = RunFolder(path, {"model": config, "run": train.RunConfig()}, overwrite=False)
+    folder = RunFolder({"model": config, "run": train.RunConfig(out=str(path))})
     try:
         for step in (1, 2):
             model(torch.zeros(1, 4, dtype=torch.long)).square().sum().backward()
@@ -537,7 +537,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(small, mi
 
 def test_another_rule_for_first_values_is_refused(small, mine, monkeypatch):
     monkeypatch.setattr("harness.run.shared_sha256", lambda model: "another")
-    with pytest.raises(BadInput, match=r"begun with shared_init_sha256 .*, not another"):
+    with pytest.raises(BadInput, match=r"started with shared_init_sha256 .*, not another"):
         run(small, mine, *RESUME)
 
 
@@ -561,10 +561,10 @@ def test_a_text_or_a_precision_that_changed_is_refused(small, tmp_path, text, mo
     native = devices.bf16_is_native(torch.device("cpu"))
     with monkeypatch.context() as patch:
         patch.setattr(devices, "bf16_is_native", lambda device: not native)
-        with pytest.raises(BadInput, match=r"begun with precision \w+, not \w+"):
+        with pytest.raises(BadInput, match=r"started with precision \w+, not \w+"):
             run(small, folder, *own, *RESUME)
     corpus.write_text(text.replace("God", "gods"))
-    with pytest.raises(BadInput, match="begun with data_sha256"):
+    with pytest.raises(BadInput, match="started with data_sha256"):
         run(small, folder, *own, *RESUME)
     assert ((folder / "metrics.jsonl").read_bytes(), steps_saved(folder)) == before
 
