@@ -30,7 +30,7 @@ from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
-from harness.messages import BadInput, first_paragraph, refuse_unknown, run
+from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
 from harness.report import (
@@ -247,4 +247,4 @@ def measure_tasks(
 if __name__ == "__main__":
     import compare  # itself, by the name under which a job on another machine finds what is sent there
 
-    run(compare.main)
+    run_main(compare.main)

@@ -38,7 +38,7 @@ from data import Corpus
 from harness.devices import pick_device, pick_precision
 from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses
 from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, first_paragraph, refuse_unknown, run
+from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
 from harness.retrieval import empty_rows, measure_accuracy
@@ -239,4 +239,4 @@ def choose_lengths(asked: list[int] | None, run_: FinishedRun, corpus: Corpus | 
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -27,7 +27,7 @@ import torch
 import data
 from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
-from harness.messages import BadInput, RunFailed, first_paragraph, run
+from harness.messages import BadInput, RunFailed, first_paragraph, run_main
 from harness.options import Parser
 from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run
@@ -164,4 +164,4 @@ def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main, prints=True)
+    run_main(main, prints=True)

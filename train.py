@@ -26,8 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import data
-from harness.messages import first_paragraph
-from harness.messages import run as run_main
+from harness.messages import first_paragraph, run_main
 from harness.processes import ALONE, World, meet_processes
 from harness.ranges import AT_LEAST_1, STRICT
 from harness.run import Run

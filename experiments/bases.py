@@ -11,7 +11,7 @@ import evaluate
 import train
 from harness import pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, run_experiment, tasks_run
-from harness.messages import run
+from harness.messages import run_main
 from harness.pages import Rows, accuracy_at, format_losses, format_share, load_rows, select
 from harness.tables import format_mean, markdown
 from model import ModelConfig
@@ -76,4 +76,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

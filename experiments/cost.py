@@ -20,7 +20,7 @@ import torch
 
 from harness import devices, workloads
 from harness.files import write_whole
-from harness.messages import first_paragraph, run
+from harness.messages import first_paragraph, run_main
 from harness.options import Parser
 from harness.pages import ROOT
 from harness.provenance import commit, versions
@@ -252,4 +252,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -14,7 +14,7 @@ import evaluate
 import train
 from harness import pages
 from harness.measurements import SEEDS, TRAINED, Measurement, run_experiment, text_run
-from harness.messages import run
+from harness.messages import run_main
 from harness.pages import Figure, Rows, format_losses, judge, judge_pairs, paired_differences, select
 from harness.pictures import Line, draw_by_length, plotting
 from harness.tables import format_mean, markdown
@@ -130,4 +130,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

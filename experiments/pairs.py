@@ -6,7 +6,7 @@ python -m experiments.pairs --d_head 32 --length 256 --rope.scaling yarn --rope.
 import math
 from dataclasses import replace
 
-from harness.messages import BadInput, first_paragraph, run
+from harness.messages import BadInput, first_paragraph, run_main
 from harness.options import Parser
 from harness.ranges import explain
 from harness.rotation import yarn_warning
@@ -52,4 +52,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, prints=True)
+    run_main(main, prints=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import report
 from harness.files import write_whole
-from harness.messages import BadInput, first_paragraph, run
+from harness.messages import BadInput, first_paragraph, run_main
 from harness.options import Parser
 from harness.pages import ROOT, replace_section
 from harness.timing import Row, table
@@ -70,4 +70,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

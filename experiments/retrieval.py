@@ -10,7 +10,7 @@ import evaluate
 import train
 from harness import pages
 from harness.measurements import TASKS, TASKS_TRAINED, Measurement, run_experiment, tasks_run
-from harness.messages import run
+from harness.messages import run_main
 from harness.pages import Rows, accuracy_at, format_share, select
 from harness.pictures import draw_heat_maps
 from harness.tables import markdown
@@ -83,4 +83,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -13,7 +13,7 @@ import evaluate
 import train
 from harness import evaluation, measurements, pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, tasks_run, text_run
-from harness.messages import run
+from harness.messages import run_main
 from harness.pages import (
     Figure,
     Rows,
@@ -200,4 +200,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

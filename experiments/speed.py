@@ -39,7 +39,7 @@ import data
 import train
 from harness import devices
 from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, first_paragraph, nearest, run
+from harness.messages import BadInput, first_paragraph, nearest, run_main
 from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.provenance import commit, versions
@@ -338,4 +338,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

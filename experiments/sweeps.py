@@ -16,7 +16,7 @@ from typing import Any
 import compare
 from harness import report
 from harness.files import write_whole
-from harness.messages import run
+from harness.messages import run_main
 from harness.pages import ROOT
 from harness.tables import markdown
 from positions import SinusoidalOptions
@@ -103,4 +103,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

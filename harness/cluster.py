@@ -106,7 +106,7 @@ class Work:
             self.work(self.job)
 
         try:
-            run(main)
+            run_main(main)
         except SystemExit as ended:
             if ended.code == 128 + preempted:
                 requeue(preempted, None)

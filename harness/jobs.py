@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from harness.cluster import SubmittedJob
 from harness.corpora import DataConfig
-from harness.messages import RunFailed, run
+from harness.messages import RunFailed, run_main
 from harness.plugins import LOADED
 from harness.runs import read_metrics
 from model import ModelConfig
@@ -54,7 +54,7 @@ def work_in_process(work: Callable[[Job], None], job: Job, log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    run(lambda argv: work(job))
+    run_main(lambda argv: work(job))
 
 
 class ProcessJob:

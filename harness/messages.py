@@ -1,17 +1,14 @@
-"""What every script does at its edge: parse typed options, say what is wrong in one line, end with an honest exit code.
-
-Exit codes:
+"""How every script ends: what went wrong is one line on stderr, and the exit code is honest.
 
 0    done
-2    bad input: something that cannot be done was asked for, a run folder that is none or is damaged say, and nothing
-     was changed
-3    failed while running: a loss that is no number, no space or memory left, an output that its reader has closed;
+2    bad input: something that cannot be done was asked for, for example a damaged run folder; nothing was changed
+3    failed while running: a loss that is not finite, no space or memory left, an output that its reader has closed;
      what was logged is kept
 130  stopped by Ctrl-C (SIGINT)
 143  stopped by SIGTERM
 
 A training run that is stopped finishes its step and saves first, so that --run.resume true goes on from there; a second
-Ctrl-C or SIGTERM ends it at once. SIGUSR1, with which clusters warn before they take a machine away, saves and goes on.
+Ctrl-C or SIGTERM ends it at once. At SIGUSR1, with which clusters warn before they take a machine away, it saves.
 """
 
 import contextlib
@@ -28,11 +25,11 @@ NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, err
 
 
 class BadInput(ValueError):
-    """Something that cannot be done was asked for. The message names the flag or file, the value, and what would do."""
+    """Something impossible was asked for. The message names the flag or file, the value, and what would do."""
 
 
 class RunFailed(RuntimeError):
-    """Something broke after the work had begun, a NaN loss say. What was logged up to then is kept."""
+    """Something broke while the work was going on, a NaN loss for example. What was logged up to then is kept."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -44,7 +41,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, line ends spelt out: a name that someone gave may hold one."""
+    """What an error says, with line ends spelt out: a name that a user gave may contain one."""
     return str(error).replace("\r", "\\r").replace("\n", "\\n")
 
 
@@ -53,13 +50,13 @@ def first_paragraph(doc: str | None) -> str:
     return (doc or "").split("\n\n")[0]
 
 
-def run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
+def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback.
 
     Args:
         main: what to call.
         argv: with these words; those of the command line if not given.
-        prints: whether what it prints is all it is for, so that a reader who closes the pipe, head say, has it all.
+        prints: whether its output is its only purpose: then a reader that closes the pipe, such as head, is no failure.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by whoever started this

@@ -24,27 +24,22 @@ def describe_plan(run: Any) -> str:
     tokens = config.steps * config.batch_size * shape.seq_len
     epochs = tokens / len(corpus.tokens("train"))
     shares = enumerate(run.world.shares(config.batch_size))
-    return "\n  ".join(
-        [
-            f"{config.name} -> {config.out}" + f", from the weights of {config.init_from}" * bool(config.init_from),
-            f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} "
-            f"layers, {shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
-            f"data     {corpus.describe()}",
-            f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
-            + ("no episode twice" if isinstance(corpus, TaskCorpus) else f"{epochs:.1f} epochs")
-            + f"; rate {config.learning_rate:g}, seed {config.seed}",
-            f"machine  {run.device.type}, {torch.get_num_threads()} threads, {run.precision}"
-            + (", compiled" if config.compile else "")
-            + (", sharded" if config.shard else ""),
-            *(
-                ["ranks    " + "; ".join(f"{rank}: rows {a} to {b - 1}" for rank, (a, b) in shares)]
-                if run.world.size > 1
-                else []
-            ),
-            f"hashes   shared first weights {run.facts['shared_init_sha256'][:12]}, first batch "
-            f"{chain_sha256('', *corpus.batch(0))[:12]}, data {corpus.sha256[:12]}",
-        ]
-    )
+    how = ", compiled" * config.compile + ", sharded" * config.shard
+    passes = "no episode twice" if isinstance(corpus, TaskCorpus) else f"{epochs:.1f} epochs"
+    lines = [
+        f"{config.name} -> {config.out}" + f", from the weights of {config.init_from}" * bool(config.init_from),
+        f"model    {shape.position}: {parameters:,} parameters, {own:,} of them the scheme's; {shape.n_layer} layers, "
+        f"{shape.d_model} wide, {shape.n_head} heads, length {shape.seq_len}",
+        f"data     {corpus.describe()}",
+        f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
+        f"{passes}; rate {config.learning_rate:g}, seed {config.seed}",
+        f"machine  {run.device.type}, {torch.get_num_threads()} threads, {run.precision}{how}",
+        f"hashes   shared first weights {run.facts['shared_init_sha256'][:12]}, first batch "
+        f"{chain_sha256('', *corpus.batch(0))[:12]}, data {corpus.sha256[:12]}",
+    ]
+    if run.world.size > 1:
+        lines.append("ranks    " + "; ".join(f"{rank}: rows {a} to {b - 1}" for rank, (a, b) in shares))
+    return "\n  ".join(lines)
 
 
 def describe_figures(bits_per_byte: float, accuracy: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run is asked from outside while it trains: to stop, or to save.
+"""Signals that ask a training run to stop or to save.
 
 .venv/bin/python -m pytest tests/test_resume.py -k signal
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class Signals:
-    """What a training run is asked from outside: to stop, or to save. Made when it begins, let go when it ends.
+    """What signals have asked of a training run. Made when it begins; `let_go` when it ends.
 
     Attributes:
-        between_steps: whether the run looks here after every step. Until it does, a stop stops at once.
+        between_steps: whether the run looks here after every step. Otherwise a stop ends it at once.
         stop: the signal that asked to stop, one of STOPS.
         save: whether a save was asked for, by one of SAVES.
     """

@@ -113,7 +113,7 @@ def at_the_shell(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(main: Callable[[list[str] | None], Any], argv: list[str]) -> Outcome:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            messages.run(main, argv)
+            messages.run_main(main, argv)
         return Outcome(ended.value.code, *capfd.readouterr())
 
     return call

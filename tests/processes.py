@@ -39,7 +39,7 @@ def one_rank(rank: int, size: int, port: int, argv: list[str], log: str, wide: b
     os.dup2(file, 2)
     sys.argv[0] = "train.py"
     torch.set_num_threads(1)
-    messages.run(train.main, argv)
+    messages.run_main(train.main, argv)
 
 
 class Processes:

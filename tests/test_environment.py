@@ -49,7 +49,7 @@ def test_whoever_has_read_enough_of_a_text_ends_it_well(unheard):
         raise BrokenPipeError
 
     with pytest.raises(SystemExit) as ended:
-        messages.run(main, [], prints=True)
+        messages.run_main(main, [], prints=True)
     assert ended.value.code == 0
 
 
@@ -58,7 +58,7 @@ def test_output_that_finds_no_room_at_the_very_end_is_a_failure(monkeypatch, cap
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as ended:
-            messages.run(lambda argv: print("a table"), [], prints=True)
+            messages.run_main(lambda argv: print("a table"), [], prints=True)
         monkeypatch.undo()
     assert ended.value.code == 3
     assert "No space left" in capfd.readouterr().err
@@ -93,7 +93,7 @@ def test_figures_asked_for_are_written_before_anything_is_drawn_or_printed(finis
 def test_a_script_without_stderr_goes_on(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with pytest.raises(SystemExit) as ended:
-        messages.run(lambda argv: print("a warning", file=sys.stderr), [])
+        messages.run_main(lambda argv: print("a warning", file=sys.stderr), [])
     assert ended.value.code == 0
 
 
@@ -101,7 +101,7 @@ def test_a_terminal_that_does_not_know_a_character_gets_its_number(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     with pytest.raises(SystemExit) as ended:
-        messages.run(lambda argv: print("naïve \udcff"), [])
+        messages.run_main(lambda argv: print("naïve \udcff"), [])
     assert ended.value.code == 0
     assert terminal.buffer.getvalue() == b"na\\xefve \\udcff\n"
 

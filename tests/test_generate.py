@@ -289,7 +289,7 @@ def test_a_reader_that_leaves_early_is_no_error(finished, monkeypatch):
         pipe = os.fdopen(written, "w")
         patch.setattr(sys, "stdout", pipe)
         with pytest.raises(SystemExit) as ended:
-            messages.run(generate.main, argv, prints=True)  # as generate.py does
+            messages.run_main(generate.main, argv, prints=True)  # as generate.py does
         pipe.close()  # which flushes: the pipe would complain again
     assert ended.value.code == 0
 

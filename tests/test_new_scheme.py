@@ -44,7 +44,7 @@ CONFIG = "model:\n  position: slope\n"
 
 DRIVE = """
 import contextlib, importlib, json, sys, train
-from harness.messages import run
+from harness.messages import run_main
 
 def stop_at_step_3(index, config, real=train.learning_rate):
     if index == 3:

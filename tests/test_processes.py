@@ -257,7 +257,7 @@ def test_a_killed_process_ends_the_others_with_one_line_and_torchrun_starts_all_
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return rate(step, config)\n"
         "train.learning_rate = learning_rate\n"
-        "messages.run(train.main)\n"
+        "messages.run_main(train.main)\n"
     )
     out = tmp_path / "run"
     argv = [*flags, *RESUME, "--run.micro_batch_size", "1", "--run.out", str(out)]

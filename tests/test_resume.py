@@ -691,7 +691,7 @@ import train
 from harness import messages, signals
 rate = train.learning_rate
 train.learning_rate = lambda *args: (time.sleep(0.1), rate(*args))[1]
-messages.run(train.main)
+messages.run_main(train.main)
 """
 
 

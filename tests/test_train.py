@@ -856,7 +856,7 @@ def test_out_of_memory_is_one_line_that_names_the_flag(small, tmp_path, at_the_s
 def test_a_bug_is_not_dressed_up_as_bad_input(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "cross_entropy", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        messages.run(train.main, [*small, "--run.out", str(tmp_path / "run")])
+        messages.run_main(train.main, [*small, "--run.out", str(tmp_path / "run")])
     assert result(tmp_path / "run")["status"] == "failed"
 
 

@@ -335,7 +335,8 @@ def wandb_on_a_full_disk(count: Count, mount: Path) -> dict[str, int]:
         hook = (
             "import pathlib, os; from harness import folder; f = folder.RunFolder.prepare\n"
             'def prepare(self, *a):\n f(self, *a); os.symlink(os.environ["SMALL"], self.path / "wandb")\n'
-            "folder.RunFolder.prepare = prepare; import train; from harness import messages; messages.run(train.main)"
+            "folder.RunFolder.prepare = prepare; import train; from harness.messages import run_main\n"
+            "run_main(train.main)"
         )
         done = subprocess.run(
             [sys.executable, "-c", hook, *argv],
@@ -806,4 +807,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    messages.run(main)
+    messages.run_main(main)

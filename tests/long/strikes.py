@@ -247,7 +247,7 @@ class Try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored
                 for hook in self.hooks:
                     hook()
-                messages.run(self.main, self.argv)
+                messages.run_main(self.main, self.argv)
             except SystemExit as ended:
                 code = ended.code
             except BaseException:

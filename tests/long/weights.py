@@ -25,14 +25,14 @@ RECORD = Path(__file__).with_suffix(".json")
 COMMON = ["--run.precision", "fp32", "--run.threads", "1", "--run.wandb", "disabled", "--run.eval_windows", "4"]
 STOP_AFTER_SIX = """\
 import os, signal, sys, train
-from harness.messages import run
+from harness.messages import run_main
 rate = train.learning_rate
 def stopping(step, config):
     if step == 5:
         os.kill(os.getpid(), signal.SIGTERM)
     return rate(step, config)
 train.learning_rate = stopping
-run(train.main)
+run_main(train.main)
 """
 
 
