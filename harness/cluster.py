@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from harness.messages import BadInput, run
+from harness.messages import BadInput, run_main
 from harness.ranges import AT_LEAST_1, STRICT
 from harness.signals import Signals
 
