@@ -109,7 +109,7 @@ def make_parser() -> Parser:
     """The command line of compare.py: its own options and all of train.py's."""
     parser = make_run_parser("compare.py", first_paragraph(__doc__), train.RunConfig)
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
-    parser.add_argument("--schemes", type=str, nargs="+", default=default)
+    parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
     how_many = "runs at a time; if not given one per core, with slurm all"
     parser.add_argument("--jobs", type=int, default=None, help=how_many)

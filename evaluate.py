@@ -102,13 +102,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         f"{loaded.path}: {scheme}, trained at {trained} tokens; {asked.split} split of {what}; {precision} on {device}",
         flush=True,
     )
-    if on_task:
-        trials = 200 if asked.trials is None else asked.trials
-        results = measure_accuracies(evaluator, loaded.model, positions, list(compared), trials)
-        format_results, draw_results = format_accuracies, draw_accuracies
-    else:
-        results = measure_losses(evaluator, loaded.model, positions, list(compared), protocols)
-        format_results, draw_results = format_losses, draw_losses
+    tasks = corpus.tasks if on_task else [None]
+    cells = [(protocol, task, length) for protocol in protocols for task in tasks for length in lengths]
+    results = measure_all(evaluator, loaded.model, positions, list(compared), cells, asked.trials or 200)
+    format_results, draw_results = (format_accuracies, draw_accuracies) if on_task else (format_losses, draw_losses)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:
@@ -122,81 +119,60 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def make_parser() -> Parser:
     """The command line of evaluate.py."""
     parser = Parser(prog="evaluate.py", description=first_paragraph(__doc__))
+    lengths = "of context, tokens; 1, 2, 4 and 8 times the trained one if not given"
+    protocols = f"{', '.join(PROTOCOLS)}; for tasks: {RETRIEVAL}"
+    picture = "FILE.png; evaluate.png in the run folder if not given"
+    split = Literal["train", "validation", "test"]
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=None, help="of context, tokens; 1, 2, 4 and 8 times the trained one"
-    )
-    parser.add_argument(
-        "--protocols", type=str, nargs="+", default=None, help=f"{', '.join(PROTOCOLS)}; for tasks: {RETRIEVAL}"
-    )
-    parser.add_argument("--trials", type=int, default=None, help="of retrieval: at least this many per cell; 200")
-    parser.add_argument(
-        "--scalings", type=str, nargs="+", default=None, help="several rope scalings side by side, or all"
-    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=None, help=lengths)
+    parser.add_argument("--protocols", type=str, nargs="+", default=None, help=protocols)
+    parser.add_argument("--trials", type=int, default=None, help="for retrieval: at least so many per cell; 200")
+    parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare, or all")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
-    parser.add_argument(
-        "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
-    )
+    parser.add_argument("--split", type=split, default="validation", help="what to score")
     parser.add_argument("--seed", type=int, default=0, help="of shuffled-prefix")
-    parser.add_argument(
-        "--picture", type=str, default=None, help="FILE.png; evaluate.png in the run folder if not given"
-    )
+    parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     return parser
 
 
-def measure_losses(
+def measure_all(
     evaluator: Evaluator,
     model: Transformer,
     positions: dict[Any, Position],
     scalings: list[str | None],
-    protocols: list[str],
+    cells: list[tuple[str, str | None, int]],
+    trials: int,
 ) -> list[dict[str, Any]]:
-    """Results of a run on text: one row per cell, for each protocol, length and scaling."""
+    """The results: one or several rows for each scaling and each cell, of protocol, task or None, and length.
+
+    Where learned positions have ended, a task's row has figures for the crop only; the others are None.
+    """
     results, own = [], model.position
-    cells = [(protocol, length) for protocol in protocols for length in evaluator.lengths]
-    for protocol, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
+
+    def measure(protocol: str, task: str | None, length: int, crop: bool) -> list[dict[str, Any]]:
+        if task is None:
+            return evaluator.measure(protocol, length, crop)
+        if not crop and own.longest is not None and length > own.longest:
+            return empty_rows()
+        score = partial(evaluator.score_cropped, stride=evaluator.stride) if crop else evaluator.score
+        return measure_accuracy(evaluator.corpus, task, evaluator.split, length, trials, score)
+
+    for protocol, task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
         model.position = own
-        crops = evaluator.measure(protocol, length, crop=True)
+        crops = measure(protocol, task, length, crop=True)
         for scaling in scalings:
             model.position = positions[scaling, length]
             factor = model.position.config.factor if scaling else None
-            for cell, crop in zip(evaluator.measure(protocol, length), crops, strict=True):
+            for cell, crop in zip(measure(protocol, task, length, crop=False), crops, strict=True):
                 row = {"scaling": scaling, "factor": factor, "protocol": protocol, "length": length}
-                row |= {"loss": cell.pop("loss"), "crop_loss": crop["loss"]}
-                results.append(row | dict.fromkeys(("accuracy", "trials", "distance")) | cell)
-    model.position = own
-    return results
-
-
-def measure_accuracies(
-    evaluator: Evaluator,
-    model: Transformer,
-    positions: dict[Any, Position],
-    scalings: list[str | None],
-    trials: int,
-) -> list[dict[str, Any]]:
-    """Results of a run on tasks: five rows, over all answers and for each quarter, for each task, length and scaling.
-
-    Past the end of learned positions only the crop has figures; the others are None.
-    """
-    results, own = [], model.position
-    cells = [(task, length) for task in evaluator.corpus.tasks for length in evaluator.lengths]
-    for task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
-        model.position = own
-        measure_task = partial(measure_accuracy, evaluator.corpus, task, evaluator.split, length, trials)
-        crops = measure_task(partial(evaluator.score_cropped, stride=evaluator.stride))
-        for scaling in scalings:
-            model.position = positions[scaling, length]
-            row = {"scaling": scaling, "factor": model.position.config.factor if scaling else None}
-            row |= {"protocol": RETRIEVAL, "length": length}
-            ended = own.longest is not None and length > own.longest
-            for cell, crop in zip(empty_rows() if ended else measure_task(evaluator.score), crops, strict=True):
-                figures = {"loss": cell["loss"], "crop_loss": crop["loss"]}
-                figures |= {name: cell[name] for name in ("accuracy", "trials", "distance", "tokens")}
-                figures |= {"task": task, "depth": cell["depth"], "token_accuracy": cell["token_accuracy"]}
-                results.append(row | figures | {"crop_accuracy": crop["accuracy"]})
+                row |= {"loss": cell["loss"], "crop_loss": crop["loss"]}
+                row |= {name: cell.get(name) for name in ("accuracy", "trials", "distance", "tokens")}
+                if task:
+                    row |= {"task": task} | {name: cell[name] for name in ("depth", "token_accuracy")}
+                    row |= {"crop_accuracy": crop["accuracy"]}
+                results.append(row | {name: cell[name] for name in ("positions",) if name in cell})
     model.position = own
     return results
 
