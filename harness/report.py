@@ -234,20 +234,67 @@ def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-REPORT = """\
+ON_TEXT = """\
+Bits per byte, validation loss and test loss are measured with the last step's weights on whole splits, in
+non-overlapping windows of the trained length. `loss at` columns score the same targets with each context length: the
+last {scored} tokens of up to 256 shared windows of the validation split, in nats per token."""
+ON_TASKS = """\
+![accuracy by scheme and context length, one heat map per task](accuracy.png)
+
+{accuracy}
+Accuracy is the share of answers that are entirely right: each token is the model's likeliest, given the right tokens
+before it (teacher forcing), over at least {trials} trials per cell, the same for all schemes. summary.json also has it
+by the place of the source in the context, with the distance in tokens. Losses are nats per token of the answers; bits
+per byte have no meaning here."""
+LIMIT_ON_TEXT = """\
+- A low loss at a long context shows that a model does not fail there, not that it uses the context: alibi, for example,
+  attends mostly to near tokens, and scores about the same when the far ones are cut off."""
+LIMIT_ON_TASKS = """\
+- If a scheme did not learn a task within the trained length, its result says nothing about length: check that first.
+  Such tasks are learned abruptly, at a step that differs from seed to seed."""
+
+
+def format_report(summary: dict[str, Any]) -> str:
+    """The comparison as a page."""
+    config, runs, on_tasks = summary["config"], summary["runs"], is_on_tasks(summary)
+    model, steps, rows = config["model"], config["run"]["steps"], config["run"]["batch_size"]
+    better = "retrieves what it has read more reliably" if on_tasks else "predicts text better"
+    seeds = len({run_["seed"] for run_ in runs})
+    trials = min((row["trials"] for run_ in runs for row in run_.get("accuracy", []) if row["trials"]), default=0)
+    scored = min(32, *(int(length) for length in runs[0]["loss_by_length"]))
+    explained = ON_TASKS.format(accuracy="\n".join(format_accuracies(summary)), trials=trials)
+    explained = explained if on_tasks else ON_TEXT.format(scored=scored)
+    certainty = "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals."
+    if seeds > 1:
+        certainty = f"Figures are means over {seeds} seeds with 95% t-intervals."
+    rates = (
+        "a column has the best one of the sweep for each" if read_best_rates(summary) else "others may suit some more"
+    )
+    proof = [["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens/s"]]
+    for run_ in runs:
+        hashes = [f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")]
+        speed = [f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")]
+        row = [run_["scheme"], str(run_["seed"]), *hashes, f"{run_['parameters']:,}", f"{run_['learning_rate']:g}"]
+        proof.append(row + speed)
+    scaling = "RoPE is shown as trained, without any of the scalings made for longer contexts."
+    if (name := model["rope"]["scaling"]) != "none":
+        factor = f" by {model['rope']['factor']:g}" if model["rope"]["factor"] else ""
+        scaling = f"RoPE is trained and shown with the scaling {name}{factor} alone: others may do better or worse."
+    return f"""\
 # How should a transformer represent order?
 
-The question: {n_layer} layers, {d_model} wide, {n_head} heads, trained on {corpus} for {steps} steps of {rows} x
-{trained} tokens, once with each of these position schemes: {schemes}. {question} within the trained
-length, and which beyond it?
+The question: {model["n_layer"]} layers, {model["d_model"]} wide, {model["n_head"]} heads, trained on
+{config["data"]["corpus"]} for {steps} steps of {rows} x {model["seq_len"]} tokens, once with each of these position
+schemes: {", ".join(group_by_scheme(summary))}. Which {better}
+within the trained length, and which beyond it?
 
 ## Results
 
-{findings}
+{chr(10).join(f"- {line}" for line in describe_findings(summary))}
 
-{table}
+{chr(10).join(format_losses(summary))}
 
-{explained} {certainty} {rates}
+{explained} {certainty} All schemes train at the same learning rate; {rates}.
 
 ![validation loss against steps, and loss against context length](curves.png)
 
@@ -256,90 +303,15 @@ length, and which beyond it?
 Runs with the same seed start from bit-identical shared weights and train on the same batches. The hashes are computed
 from what each run used; a comparison whose hashes differ is refused.
 
-{proof}
+{chr(10).join(markdown(proof))}
 
 ## What this does not show
 
 - These are small models, short training and one text: at scale the order may differ. Gaps within the trained length are
   known to shrink with more training.
-{limit}
+{LIMIT_ON_TASKS if on_tasks else LIMIT_ON_TEXT}
 - {scaling}
 
-Made at commit {commit} with {machine}; {how}.
+Made at commit {summary["commit"] or "unknown"} with {", ".join(map(" ".join, summary["versions"].items()))};
+{runs[0]["precision"]} on {runs[0]["device"]}, {runs[0]["threads"]} threads per run.
 """
-
-ON_TEXT = {
-    "question": "Which predicts text better",
-    "explained": """\
-Bits per byte, validation loss and test loss are measured with the last step's weights on whole splits, in
-non-overlapping windows of the trained length. `loss at` columns score the same targets with each context length: the
-last {scored} tokens of up to 256 shared windows of the validation split, in nats per token.""",
-    "limit": """\
-- A low loss at a long context shows that a model does not fail there, not that it uses the context: alibi, for example,
-  attends mostly to near tokens, and scores about the same when the far ones are cut off.""",
-}
-ON_TASKS = {
-    "question": "Which retrieves what it has read more reliably",
-    "explained": """\
-![accuracy by scheme and context length, one heat map per task](accuracy.png)
-
-{accuracy}
-Accuracy is the share of answers that are entirely right: each token is the model's likeliest, given the right tokens
-before it (teacher forcing), over at least {trials} trials per cell, the same for all schemes. summary.json also has it
-by the place of the source in the context, with the distance in tokens. Losses are nats per token of the answers; bits
-per byte have no meaning here.""",
-    "limit": """\
-- If a scheme did not learn a task within the trained length, its result says nothing about length: check that first.
-  Such tasks are learned abruptly, at a step that differs from seed to seed.""",
-}
-
-
-def format_report(summary: dict[str, Any]) -> str:
-    """The comparison as a page."""
-    config, runs = summary["config"], summary["runs"]
-    model, seeds = config["model"], {run_["seed"] for run_ in runs}
-    words = ON_TASKS if is_on_tasks(summary) else ON_TEXT
-    trials = [row["trials"] for run_ in runs for row in run_.get("accuracy", []) if row["trials"]]
-    proof = [
-        ["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens per second"]
-    ]
-    for run_ in runs:
-        hashes = [f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")]
-        speed = [f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")]
-        row = [run_["scheme"], str(run_["seed"]), *hashes, f"{run_['parameters']:,}", f"{run_['learning_rate']:g}"]
-        proof.append(row + speed)
-    scaling, factor = model["rope"]["scaling"], model["rope"]["factor"]
-    factor = f" by {factor:g}" if factor else ""
-    return REPORT.format(
-        **{name: model[name] for name in ("n_layer", "d_model", "n_head")},
-        corpus=config["data"]["corpus"],
-        steps=config["run"]["steps"],
-        rows=config["run"]["batch_size"],
-        trained=model["seq_len"],
-        question=words["question"],
-        explained=words["explained"].format(
-            scored=min(32, *(int(length) for length in runs[0]["loss_by_length"])),
-            accuracy="\n".join(format_accuracies(summary)),
-            trials=min(trials, default=0),
-        ),
-        limit=words["limit"],
-        schemes=", ".join(group_by_scheme(summary)),
-        scaling="RoPE is shown as trained, without any of the scalings made for longer contexts."
-        if scaling == "none"
-        else f"RoPE is trained and shown with the scaling {scaling}{factor} alone: others may do better or worse.",
-        findings="\n".join(f"- {line}" for line in describe_findings(summary)),
-        table="\n".join(format_losses(summary)),
-        certainty=f"Figures are means over {len(seeds)} seeds with 95% t-intervals."
-        if len(seeds) > 1
-        else "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals.",
-        rates="All schemes train at the same learning rate; "
-        + (
-            "a column has the best one of the sweep for each."
-            if read_best_rates(summary)
-            else "another may suit one better."
-        ),
-        proof="\n".join(markdown(proof)),
-        commit=summary["commit"] or "unknown",
-        machine=", ".join(f"{name} {value}" for name, value in summary["versions"].items()),
-        how=f"{runs[0]['precision']} on {runs[0]['device']}, {runs[0]['threads']} threads per run",
-    )
