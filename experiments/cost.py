@@ -1,10 +1,9 @@
 """How do time and memory grow with length, width, depth and text, and what would larger models need?
 
-    python -m experiments.cost                      measure (some minutes), and write results/cost.json and COST.md
-    python -m experiments.cost --measure false      only write the page, from results/cost.json
+    python -m experiments.cost      measure (some minutes), and write COST.md; --measure false only writes it
 
-Each piece of work is measured once, in its own process. The second half of the page is arithmetic: parameters,
-operations (harness/workloads.py), memory and time of a model on one H100 and of another on 64.
+Each piece of work is measured once, in its own process, into results/cost.json. The second half of results/COST.md is
+arithmetic: parameters, operations (harness/workloads.py), memory and time of a model on one H100 and of one on 64.
 """
 
 import json
@@ -39,9 +38,12 @@ TOKENS_PER_PARAMETER = 20  # about what Hoffmann et al. (2203.15556) found best 
 GPT2_ENTRIES = 50_304  # GPT-2's vocabulary, rounded up to a multiple of 64
 GPU = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=768, n_layer=12, n_head=12, seq_len=1024)
 CLUSTER = ModelConfig(vocab_size=GPT2_ENTRIES, d_model=1600, n_layer=48, n_head=25, seq_len=2048)
-
-
-# ---- arithmetic ------------------------------------------------------------------------------------------------------
+SERIES = {  # what grows -> the work that is measured, and the unit of its size
+    "length": ("evaluating one window", "tokens"),
+    "width": ("a training step", "features"),
+    "depth": ("a training step", "layers"),
+    "text": ("preparing", "MB"),
+}
 
 
 def parameters(config: ModelConfig) -> int:
@@ -79,24 +81,6 @@ def training_seconds(config: ModelConfig, tokens: float, devices: int) -> float:
     return training_flops(config, config.seq_len) * tokens / (devices * PEAK * UTILISATION)
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-WORK = {"length": "evaluating one window", "width": "a training step", "depth": "a training step", "text": "preparing"}
-UNITS = {"length": "tokens", "width": "features", "depth": "layers", "text": "MB"}
-
-
-Point = dict[str, Any]
-"""One measurement of a series in which one thing grows:
-
-    what        length, width, depth or text
-    size        how large it is, in its unit
-    seconds     of the work
-    added       memory that the work added to its process at the peak, MiB
-    peak        all memory of the process, MiB
-    work        operations, calculated; for text, which has none, its size in MB
-"""
-
-
 def evaluate_once(config: ModelConfig, length: int) -> float:
     """Seconds of scoring every token of one window."""
     model = Transformer(config).eval()
@@ -119,60 +103,47 @@ def prepare_once(text: Path, tokenizer: Path, cache: Path) -> float:
     return workloads.prepare(text, tokenizer, cache)[1]
 
 
-def measure(config: ModelConfig, lengths: list[int], megabytes: list[float]) -> Iterator[Point]:
-    """All four series, smallest sizes first."""
+def measure() -> Iterator[dict[str, Any]]:
+    """Points of all four series, smallest sizes first: seconds; MiB at the peak, and that the work added to; work.
 
-    def point(what: str, size: float, work: float, *call: Any) -> Point:
-        taken = run_apart(*call)
-        found = {"seconds": taken.result, "added": taken.peak - taken.before, "peak": taken.peak}
-        return {"what": what, "size": size, **found, "work": work}
-
-    def step(what: str, size: int, grown: ModelConfig) -> Point:
-        flops = ROWS * config.seq_len * training_flops(grown, config.seq_len)
-        return point(what, size, flops, train_once, grown, ROWS)
-
-    for length in lengths:
-        yield point("length", length, length * forward_flops(config, length), evaluate_once, config, length)
-    for n in (1, 2, 3, 4):
-        wide = replace(config, d_model=n * config.d_model, d_ff=n * config.d_ff)
-        yield step("width", wide.d_model, wide)
-    for n in (1, 2, 3):
-        deep = replace(config, n_layer=n * config.n_layer)
-        yield step("depth", deep.n_layer, deep)
+    `work` is in operations, calculated; that of a text, which has none, is its size in MB.
+    """
+    jobs = [("length", n, n * forward_flops(SMALL, n), evaluate_once, SMALL, n) for n in LENGTHS]
+    wide = [replace(SMALL, d_model=n * SMALL.d_model, d_ff=n * SMALL.d_ff) for n in (1, 2, 3, 4)]
+    grown = [("width", config.d_model, config) for config in wide]
+    grown += [("depth", n * SMALL.n_layer, replace(SMALL, n_layer=n * SMALL.n_layer)) for n in (1, 2, 3)]
+    for what, size, config in grown:
+        flops = ROWS * SMALL.seq_len * training_flops(config, SMALL.seq_len)
+        jobs.append((what, size, flops, train_once, config, ROWS))
     with tempfile.TemporaryDirectory() as name:
-        texts = {size: Path(name, f"{size:g}.txt") for size in megabytes}
+        texts, tokenizer = workloads.write_texts(Path(name), MEGABYTES)
         for size, text in texts.items():
-            workloads.write_text(text, size)
-        tokenizer = workloads.learn_tokenizer(texts[min(texts)], Path(name))
-        for size, text in texts.items():
-            yield point("text", size, size, prepare_once, text, tokenizer, Path(name, f"cache-{size:g}"))
+            jobs.append(("text", size, size, prepare_once, text, tokenizer, Path(name, f"cache-{size:g}")))
+        for what, size, work, *call in jobs:
+            seconds, before, peak, _ = run_apart(*call)
+            yield {"what": what, "size": size, "seconds": seconds, "added": peak - before, "peak": peak, "work": work}
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
-
-
-def growth(x: list[float], y: list[float]) -> float:
-    """The power p of the line y ~ x^p that lies nearest in logarithms: 1 grows in proportion, 2 as the square."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+def growth(points: list[dict[str, Any]], name: str) -> float:
+    """The power p of the line size^p that lies nearest a figure, in logarithms: 1 in proportion, 2 as the square."""
+    figures = [max(0.1, point[name]) for point in points]
+    return float(np.polyfit(np.log([point["size"] for point in points]), np.log(figures), 1)[0])
 
 
 def page(content: dict[str, Any]) -> str:
     """How time and memory grew, with the powers that fit, and what larger models would need."""
     here, lines, newline = content["versions"], [], "\n"
-    for what in WORK:
+    for what, (work, unit) in SERIES.items():
         points, is_text = [point for point in content["points"] if point["what"] == what], what == "text"
-        head = [f"{what}, {UNITS[what]}", "seconds", "memory added, MiB", "peak, MiB"]
-        rows = [[*head, "MB/s"] if is_text else [*head, "GFLOP, calculated", "GFLOP/s"]]
+        head = [f"{what}, {unit}", "seconds", "memory added, MiB", "peak, MiB"]
+        rows = [head + (["MB/s"] if is_text else ["GFLOP, calculated", "GFLOP/s"])]
         for point in points:
             row = [f"{point['size']:,g}", f"{point['seconds']:.3g}", f"{point['added']:,.0f}", f"{point['peak']:,.0f}"]
             speed = point["work"] / point["seconds"]
-            row += [f"{speed:.2f}"] if is_text else [f"{point['work'] / 1e9:,.1f}", f"{speed / 1e9:,.1f}"]
-            rows.append(row)
-        sizes = [point["size"] for point in points]
-        costs = ([max(0.1, point[name]) for point in points] for name in ("seconds", "added", "work"))
-        seconds, added, work = (f"{growth(sizes, values):.2f}" for values in costs)
-        rows.append(["power", seconds, added, "", *([] if is_text else [work]), ""])
-        lines += [f"## {WORK[what].capitalize()}, by {what}", "", *markdown(rows), ""]
+            rows.append(row + ([f"{speed:.2f}"] if is_text else [f"{point['work'] / 1e9:,.1f}", f"{speed / 1e9:,.1f}"]))
+        seconds, added, flops = (f"{growth(points, name):.2f}" for name in ("seconds", "added", "work"))
+        rows.append(["power", seconds, added, "", *([] if is_text else [flops]), ""])
+        lines += [f"## {work.capitalize()}, by {what}", "", *markdown(rows), ""]
     return f"""\
 # How the cost grows
 
@@ -187,7 +158,13 @@ Each measured once, in fp32, in its own process with one thread: {here["cores"]}
 `memory added` is what the work added to the memory of its process, at the peak.
 
 {newline.join(lines)}
-{ESTIMATES}
+## What larger models would need: an estimate, not a measurement
+
+Nobody ran these. They are calculated as experiments/cost.py and harness/workloads.py say, on two assumptions: a GPU of
+989 TFLOP/s in dense bf16 (H100 SXM, NVIDIA's figure), of which training reaches {UTILISATION:.0%}, and
+{TOKENS_PER_PARAMETER} tokens per parameter. Autocast's bf16 copies of the weights, memory that the allocator wastes,
+and communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes per parameter to
+gather weights (forward and backward) and 4 to reduce gradients, all of which has to overlap with the computation.
 
 {estimate("124M parameters on one H100 (configs/gpu.yaml)", GPU, devices=1, rows=16)}
 {estimate("1.5B parameters on 64 H100", CLUSTER, devices=64, rows=4)}"""
@@ -226,16 +203,6 @@ def estimate(title: str, config: ModelConfig, devices: int, rows: int) -> str:
 """
 
 
-ESTIMATES = f"""\
-## What larger models would need: an estimate, not a measurement
-
-Nobody ran these. They are calculated as experiments/cost.py and harness/workloads.py say, on two assumptions: a GPU of
-989 TFLOP/s in dense bf16 (H100 SXM, NVIDIA's figure), of which training reaches {UTILISATION:.0%}, and
-{TOKENS_PER_PARAMETER} tokens per parameter. Autocast's bf16 copies of the weights, memory that the allocator wastes,
-and communication are left out. Shared out over 64 devices, every step also moves about 2 x 2 bytes per parameter to
-gather weights (forward and backward) and 4 to reduce gradients, all of which has to overlap with the computation."""
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure all series, and write the page."""
     parser = Parser(prog="experiments/cost.py", description=first_paragraph(__doc__))
@@ -243,10 +210,10 @@ def main(argv: list[str] | None = None) -> None:
     if parser.parse_args(argv).measure:
         torch.set_num_threads(1)
         content: dict[str, Any] = {"versions": versions(), "commit": commit(), "points": []}
-        for point in measure(SMALL, LENGTHS, MEGABYTES):
+        for point in measure():
             content["points"].append(point)
-            what = f"{WORK[point['what']]}, {point['what']} {point['size']:,g} {UNITS[point['what']]}"
-            print(f"{what}: {point['seconds']:.3g} s, {point['peak']:,.0f} MiB", flush=True)
+            (work, unit), what = SERIES[point["what"]], f"{point['what']} {point['size']:,g}"
+            print(f"{work}, {what} {unit}: {point['seconds']:.3g} s, {point['peak']:,.0f} MiB", flush=True)
         write_whole(RESULTS / "cost.json", json.dumps(content, indent=2) + "\n")
     write_whole(RESULTS / "COST.md", page(json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))))
 

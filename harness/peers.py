@@ -29,15 +29,11 @@ def llama(config: ModelConfig, attention: str = "sdpa", length: int | None = Non
 
     torch.manual_seed(0)
     shape = {"hidden_size": config.d_model, "intermediate_size": config.d_ff, "num_hidden_layers": config.n_layer}
-    heads = {"num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head}
-    rest = {"vocab_size": config.vocab_size, "max_position_embeddings": length or config.seq_len}
-    rest |= {
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attn_implementation": attention,
-    }
-    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads, **rest, **tokens, **more))
+    shape |= {"num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head}
+    shape |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
+    rest = {"max_position_embeddings": length or config.seq_len, "rms_norm_eps": config.norm_eps}
+    rest |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "attn_implementation": attention}
+    return LlamaForCausalLM(LlamaConfig(**shape, **rest, **more))
 
 
 class TrainingRows(torch.utils.data.IterableDataset):

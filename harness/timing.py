@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ HIGHER_IS_BETTER = {"tokens/s"}  # units; of all others less is better
 
 Rounds = dict[str, list[float]]
 """What every contender of a case measured, round by round: the i-th numbers were taken one after another."""
-
-
-# ---- time ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,21 @@ def take_turns(contenders: dict[str, Callable[[], Any]], repeats: int, seconds: 
 
     The first two calls of each, which may compile, are not counted.
     """
+
+    def time_calls(work: Callable[[], Any], calls: int) -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - began) / calls
+
     calls = {}
     for name, work in contenders.items():
         work()
-        began = time.perf_counter()
-        work()
-        calls[name] = max(1, round(seconds / max(time.perf_counter() - began, 1e-9)))
+        calls[name] = max(1, round(seconds / max(time_calls(work, 1), 1e-9)))
     taken: Rounds = {name: [] for name in contenders}
     for _ in tqdm(range(repeats), unit="round", leave=False, disable=not sys.stderr.isatty()):
         for name, work in contenders.items():
-            began = time.perf_counter()
-            for _ in range(calls[name]):
-                work()
-            taken[name].append((time.perf_counter() - began) / calls[name])
+            taken[name].append(time_calls(work, calls[name]))
     return taken
 
 
@@ -75,13 +74,13 @@ def compare_rounds(
     """The row of a case, from what its contenders measured in `unit`; peers that took no part are left out."""
     medians = {name: statistics.median(values) for name, values in rounds.items()}
     there = {name: medians[name] for name in peers if name in medians}
-    row = Row(bench, case, unit, medians[ours], there, medians.get(limit))
-    return replace(row, **times_better(rounds[ours], rounds[best_peer(row)], unit)) if there else row
+    ratios = times_better(rounds[ours], rounds[best_peer(there, unit)], unit) if there else {}
+    return Row(bench, case, unit, medians[ours], there, medians.get(limit), **ratios)
 
 
-def best_peer(row: Row) -> str:
+def best_peer(peers: dict[str, float], unit: str) -> str:
     """The peer with the best median; empty if there is no peer."""
-    return (max if row.unit in HIGHER_IS_BETTER else min)(row.peers, key=row.peers.get, default="")
+    return (max if unit in HIGHER_IS_BETTER else min)(peers, key=peers.get, default="")
 
 
 def times_better(ours: list[float], theirs: list[float], unit: str) -> dict[str, float]:
@@ -111,7 +110,7 @@ def table(rows: list[Row]) -> list[str]:
     """The rows as a Markdown table."""
     lines = [["what", "case", "ours", "best peer", "times better", "limit"]]
     for row in rows:
-        best, limit = best_peer(row), ""
+        best, limit = best_peer(row.peers, row.unit), ""
         peer = f"{format_figure(row.peers[best], row.unit)}, {best}" if best else ""
         if row.limit:
             share = row.ours / row.limit
@@ -120,21 +119,12 @@ def table(rows: list[Row]) -> list[str]:
     return markdown(lines)
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a piece of work returned, and the memory of its process, MiB."""
-
-    result: Any
-    before: float  # in use when it began, mostly by libraries
-    peak: float  # in use at most while it worked, pages of mapped files included
-    anonymous: float | None  # at most, of what is not backed by a file; None without /proc
-
-
-def run_apart(work: Callable, *arguments: Any) -> Taken:
+def run_apart(work: Callable, *arguments: Any) -> tuple[Any, float, float, float | None]:
     """Call work(*arguments) in a fresh process, and watch its memory.
+
+    Returns:
+        What the work returned; then MiB: in use when it began, mostly by libraries; at most while it worked, pages of
+        mapped files included; and at most of what is not backed by a file, None without /proc.
 
     Raises:
         RunFailed: if the process ended before the work did.
@@ -149,12 +139,11 @@ def run_apart(work: Callable, *arguments: Any) -> Taken:
         with suppress(OSError):
             anonymous = max(anonymous or 0, read_mebibytes(rollup, "Anonymous"))
     try:
-        result, before, peak = receiver.recv()
+        return *receiver.recv(), anonymous
     except EOFError as error:
         raise RunFailed(f"{work.__name__}{arguments} ended early: out of memory?") from error
     finally:
         process.join()
-    return Taken(result, before, peak, anonymous)
 
 
 def work_in_child(sender: Any, threads: int, work: Callable, arguments: tuple) -> None:
@@ -172,8 +161,7 @@ def peak_memory() -> float:
     """The most memory this process had in use, MiB."""
     with suppress(OSError):  # ru_maxrss would, on Linux, begin with the peak of the parent process
         return read_mebibytes(Path("/proc/self/status"), "VmHWM")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def read_mebibytes(path: Path, name: str) -> float:

@@ -1,13 +1,9 @@
-"""Pieces of work whose cost experiments measure: a training step, preparing a text; and the operations a step takes.
+"""Pieces of work whose cost experiments measure, and the operations (FLOPs) that they take.
 
-One multiplication and one addition are two operations (FLOPs). A matrix of n numbers costs a token 2 n of them forward,
-and twice that backward, since there its input and its weights get a gradient each: 6 n. A causal layer's scores take
-2 C operations for every query and key it may see, (T + 1) / 2 of them on average, and so does the sum over values:
-
-    forward      2 N + 2 L C (T + 1)     per token: N numbers in matrices, L layers, C wide, T tokens of context
-    training     6 N + 6 L C (T + 1)     three times that (Kaplan et al., 2001.08361)
-
-PaLM (2204.02311) takes twice the second term, as if every token saw all others.
+Each of the N numbers in matrices costs a token a multiplication and an addition forward, and twice that backward, for
+the gradients of its input and of its weights. In each of L layers, scores take 2 C operations for every key that a
+query may see, (T + 1) / 2 on average, and so does the sum over values (Kaplan et al., 2001.08361; PaLM, 2204.02311,
+counts T keys).
 """
 
 import random
@@ -35,7 +31,7 @@ def matrix_parameters(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
-    """Operations of one token's forward pass, the mean over a window of `length` tokens."""
+    """Operations of one token's forward pass, the mean over a window of T = `length` tokens: 2 N + 2 L C (T + 1)."""
     return 2 * matrix_parameters(config) + 2 * config.n_layer * config.d_model * (length + 1)
 
 
@@ -66,24 +62,25 @@ def training_step(
     return step
 
 
-def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
+def write_text(path: Path, megabytes: float) -> None:
     """Write text of this size: the King James verses, repeated in a new random order each time."""
     verses = next(corpora.read_kjv())["text"].splitlines(keepends=True)
-    draw, left = random.Random(seed), int(megabytes * 1e6)
+    draw, left = random.Random(0), int(megabytes * 1e6)
     with open(path, "wb") as file:
         while left > 0:
             draw.shuffle(verses)
             for verse in verses:
-                left -= file.write(verse)
-                if left <= 0:
-                    break
+                left -= file.write(verse) if left > 0 else 0
 
 
-def learn_tokenizer(text: Path, folder: Path) -> Path:
-    """A BPE learned from a text, in a file of the folder."""
-    config = data.DataConfig(str(text), vocab_size=ENTRIES, cache=str(folder / "learned"))
+def write_texts(folder: Path, sizes: list[float]) -> tuple[dict[float, Path], Path]:
+    """Texts of these sizes in MB, by size, and a BPE learned from the smallest."""
+    texts = {size: folder / f"{size:g}.txt" for size in sizes}
+    for size, text in texts.items():
+        write_text(text, size)
+    config = data.DataConfig(str(texts[min(sizes)]), vocab_size=ENTRIES, cache=str(folder / "learned"))
     data.load(config, 0, 1, 1).tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
+    return texts, folder / "tokenizer.json"
 
 
 def prepare(text: Path, tokenizer: Path, cache: Path) -> tuple[int, float]:

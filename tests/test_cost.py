@@ -14,7 +14,6 @@ import data
 import train
 from experiments import cost
 from harness.run_options import make_run_parser, parse_run
-from harness.timing import Taken
 from harness.workloads import training_flops
 from model import ModelConfig, Transformer
 from positions import SCHEMES
@@ -60,9 +59,9 @@ def test_time_falls_with_devices_and_grows_with_tokens():
 
 
 def test_growth_finds_the_power():
-    x = [1.0, 2.0, 4.0, 8.0]
     for power in (0, 1, 2):
-        assert cost.growth(x, [3 * value**power for value in x]) == pytest.approx(power, abs=1e-9)
+        points = [{"size": size, "seconds": 3 * size**power} for size in (1.0, 2.0, 4.0, 8.0)]
+        assert cost.growth(points, "seconds") == pytest.approx(power, abs=1e-9)
 
 
 def test_every_scheme_costs_the_same_matrices():
@@ -77,7 +76,7 @@ def test_every_scheme_costs_the_same_matrices():
 
 
 def test_every_series_is_measured_and_stands_on_the_page(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cost, "run_apart", lambda work, *arguments: Taken(work(*arguments), 1.0, 3.0, None))
+    monkeypatch.setattr(cost, "run_apart", lambda work, *arguments: (work(*arguments), 1.0, 3.0, None))
     monkeypatch.setattr(cost, "SMALL", ModelConfig(vocab_size=1024, d_model=16, n_layer=1, seq_len=16))
     for name, value in (("LENGTHS", [16, 32]), ("MEGABYTES", [0.1, 0.2]), ("ROWS", 2), ("RESULTS", tmp_path)):
         monkeypatch.setattr(cost, name, value)
@@ -91,7 +90,7 @@ def test_every_series_is_measured_and_stands_on_the_page(monkeypatch, tmp_path, 
     ]
     assert all(point["added"] == 2 and point["seconds"] > 0 for point in content["points"])
     assert "evaluating one window, length 16 tokens" in capsys.readouterr().out
-    for what in cost.WORK:
+    for what in cost.SERIES:
         assert f", by {what}\n" in page
     assert page.count("| power") == 4
 

@@ -11,16 +11,17 @@ from functools import partial
 import pytest
 
 from experiments import speed
-from harness.timing import Row, Taken, times_better
+from harness.timing import Row, times_better
 
 KEYS = {"bench", "case", "unit", "ours", "peers", "limit", "ratio", "ratio_low", "ratio_high"}
-TINY = ["--d_model", "16", "--n_layer", "1", "--batch_size", "2", "--repeats", "2", "--threads", "1"]
-TINY += ["--compile", "false"]
+TINY = ["--repeats", "2", "--threads", "1"]
+SIZES = {"SHAPES": [(16, 1)], "ROWS": 2, "LENGTH": 16, "TURN": 0.001, "TOKENS": [3], "MEGABYTES": [0.05, 0.1]}
+LIST_WAYS = speed.list_ways
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    for name, value in (("LENGTH", 16), ("TURN", 0.001), ("TOKENS", [3]), ("MEGABYTES", [0.05, 0.1])):
+    for name, value in (SIZES | {"list_ways": lambda: ["eager"]}).items():
         monkeypatch.setattr(speed, name, value)
     pick = speed.devices.pick_precision
     monkeypatch.setattr(speed.devices, "pick_precision", lambda _, device: pick("fp32", device))
@@ -66,7 +67,7 @@ def test_generation_is_timed_beside_transformers():
 
 
 def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
-    monkeypatch.setattr(speed, "run_apart", lambda work, *arguments: Taken(work(*arguments), 1.0, 3.0, 2.0))
+    monkeypatch.setattr(speed, "run_apart", lambda work, *arguments: (work(*arguments), 1.0, 3.0, 2.0))
     rows = rows_of(["data", "--repeats", "1"])
     assert set(rows["preparing 0.05 MB"].peers) == {"tokenizers"}
     assert {case for case, row in rows.items() if row.unit == "MiB"} == {
@@ -120,8 +121,9 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_go
 
 
 def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "list_ways", LIST_WAYS)
     monkeypatch.setattr(speed.devices, "has_compiler", lambda: False)
-    rows = rows_of(["rope", "--compile", "true"])
+    rows = rows_of(["rope"])
     assert "no C++ compiler" in capsys.readouterr().out
     assert rows
     assert not any("compiled" in case for case in rows)
@@ -134,9 +136,8 @@ def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkey
         (["train", "--repeats", "0"], ["--repeats 0", "at least 1"]),
         (["trainer", "--train_seconds", "0"], ["--train_seconds 0", "above 0"]),
         (["train", "--threads", "0"], ["--threads 0", "at least 1"]),
-        (["train", "--batch_size", "none"], ["--batch_size", "none", "int"]),
-        (["train", "--d_model", "130"], ["--d_model 130", "132"]),
-        (["train", "--widht", "3"], ["--widht"]),
+        (["train", "--repeats", "none"], ["--repeats", "none", "int"]),
+        (["train", "--repeat", "3"], ["--repeat", "did you mean --repeats"]),
         (["rope", "--out", "/nowhere/bench.json"], ["--out /nowhere/bench.json", "cannot be written"]),
     ],
     ids=" ".join,
