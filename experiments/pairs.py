@@ -20,16 +20,11 @@ def pairs(config: RopeConfig, d_head: int, length: int) -> list[str]:
     plain, _ = frequencies(unscaled, d_head, length)
     lines = [f"{'pair':>4} {'theta':>12} {'wavelength':>12} {'turns':>9}    scaled: theta, as a share, turns"]
     for i, (before, after) in enumerate(zip(plain.tolist(), theta.tolist(), strict=True)):
-        turns = length / (2 * math.pi)
         wave = 2 * math.pi / before
-        lines.append(
-            f"{i:>4} {before:>12.6g} {wave:>12.6g} {turns * before:>9.4g}    "
-            f"{after:>12.6g} {after / before:>7.3f} {turns * after:>9.4g}"
-        )
+        line = f"{i:>4} {before:>12.6g} {wave:>12.6g} {length / wave:>9.4g}    "
+        lines.append(line + f"{after:>12.6g} {after / before:>7.3f} {length * after / (2 * math.pi):>9.4g}")
     lines.append(f"cos and sin are multiplied by {attention_factor:.6g}")
-    if warning := yarn_warning(config, d_head):
-        lines.append(f"warning: {warning}")
-    return lines
+    return lines + [f"warning: {warning}" for warning in [yarn_warning(config, d_head)] if warning]
 
 
 def main(argv: list[str] | None = None) -> None:

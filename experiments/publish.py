@@ -26,21 +26,16 @@ def section(summary: dict[str, Any]) -> str:
         f"seed {seeds}, {runs[0]['precision']} on {machine['cores']} cores ({machine['cpu']}), PyTorch "
         f"{machine['torch']}, commit {(summary['commit'] or 'unknown')[:10]}."
     )
-    return "\n".join(
-        [made, "", *report.format_losses(summary), "", *(f"- {line}" for line in report.describe_findings(summary))]
-    )
+    findings = [f"- {line}" for line in report.describe_findings(summary)]
+    return "\n".join([made, "", *report.format_losses(summary), "", *findings])
 
 
 def speed_section(content: dict[str, Any]) -> str:
     """What docs/speed.md says of speed: where it was measured, beside what, and the table."""
     machine, peers = content["versions"], ", ".join(f"{name} {version}" for name, version in content["peers"].items())
-    made = (
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}, "
-        f"commit {(content['commit'] or 'unknown')[:10]}"
-    )
-    made += f"; beside {peers}" * bool(peers) + f"; not there: {', '.join(content['missing'])}" * bool(
-        content["missing"]
-    )
+    made = f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}, "
+    made += f"commit {(content['commit'] or 'unknown')[:10]}" + f"; beside {peers}" * bool(peers)
+    made += f"; not there: {', '.join(content['missing'])}" * bool(content["missing"])
     note = f" {content['note']}" * bool(content["note"])
     return "\n".join([f"{made}.{note}", "", *table([Row(**row) for row in content["rows"]])])
 
@@ -48,25 +43,26 @@ def speed_section(content: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison, or the speeds, named on the command line."""
     parser = Parser(prog="experiments.publish", description=first_paragraph(__doc__))
-    parser.add_argument(
-        "made", type=str, nargs="?", default="nothing", help="a comparison's folder, or speeds as .json"
-    )
+    what = "a comparison's folder, or speeds as .json"
+    parser.add_argument("made", type=str, nargs="?", default="nothing", help=what)
     named = Path(parser.parse_args(argv).made)
-    speeds = named.is_file() and named.suffix == ".json"
-    if not speeds and not all((named / name).is_file() for name in ("summary.json", "curves.png")):
+    if named.is_file() and named.suffix == ".json":
+        file, make, maker, kept, place = named, speed_section, "experiments.speed", "bench.json", "experiments/speed.py"
+    elif all((named / name).is_file() for name in ("summary.json", "curves.png")):
+        file, make, maker, kept = named / "summary.json", section, "compare.py", "compare.json"
+        place = "experiments/publish.py"
+    else:
         what = "neither the folder of a comparison nor a .json of experiments.speed"
         raise BadInput(f"{named} is {what}: name one, runs/compare for example")
-    file = named if speeds else named / "summary.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        body = speed_section(content) if speeds else section(content)
+        body = make(content)
     except (ValueError, KeyError, TypeError) as error:
-        maker = "experiments.speed" if speeds else "compare.py"
         raise BadInput(f"{file} is damaged ({error}): make it again with {maker}") from error
-    write_whole(ROOT / "results" / ("bench.json" if speeds else "compare.json"), json.dumps(content, indent=2) + "\n")
-    if not speeds:
+    write_whole(ROOT / "results" / kept, json.dumps(content, indent=2) + "\n")
+    if make is section:
         shutil.copy(named / "curves.png", ROOT / "docs" / "compare.png")
-    replace_section("experiments/speed.py" if speeds else "experiments/publish.py", body)
+    replace_section(place, body)
 
 
 if __name__ == "__main__":

@@ -50,38 +50,30 @@ Cases = Iterator[tuple[Row, Rounds]]
 missing: list[str] = []  # what was not there to be measured
 
 
-def say_missing(what: str, message: str) -> None:
-    """Say once that something takes no part."""
-    if what not in missing:
+def is_there(what: str, there: bool, otherwise: str) -> bool:
+    """Whether something can take part; if not, a message says so, once."""
+    if not there and what not in missing:
         missing.append(what)
-        print(message, flush=True)
-
-
-def is_installed(library: str) -> bool:
-    """Whether a peer is installed; if not, a message says so, once."""
-    there = importlib.util.find_spec(library) is not None
-    if not there:
-        say_missing(library, f"{library} is not installed and takes no part: pip install -e '.[bench]' brings it")
+        print(otherwise, flush=True)
     return there
 
 
+def is_installed(library: str) -> bool:
+    otherwise = f"{library} is not installed and takes no part: pip install -e '.[bench]' brings it"
+    return is_there(library, importlib.util.find_spec(library) is not None, otherwise)
+
+
 def list_ways() -> list[str]:
-    """Ways to run a model; if there is no C++ compiler, a message says so, once."""
-    if devices.has_compiler():
-        return ["eager", "compiled"]
-    say_missing("a C++ compiler", "There is no C++ compiler: nothing compiled is measured")
-    return ["eager"]
-
-
-def list_models(shapes: list[tuple[int, int]]) -> list[ModelConfig]:
-    """The shapes as models."""
-    return [ModelConfig(vocab_size=ENTRIES, d_model=C, n_layer=layers, seq_len=LENGTH) for C, layers in shapes]
+    """The ways to run a model here."""
+    otherwise = "There is no C++ compiler: nothing compiled is measured"
+    return ["eager", "compiled"] if is_there("a C++ compiler", devices.has_compiler(), otherwise) else ["eager"]
 
 
 def bench_train(asked: Any) -> Cases:
     """Tokens per second of training, beside transformers' Llama; what rope costs over no positions."""
     precision, autocast = devices.pick_precision("auto", CPU)
-    for config in list_models(SHAPES):
+    for d_model, n_layer in SHAPES:
+        config = ModelConfig(vocab_size=ENTRIES, d_model=d_model, n_layer=n_layer, seq_len=LENGTH)
         rows = math.gcd(ROWS, max(1, 2048 // config.seq_len))  # at once: what train.py takes on a CPU
         models: dict[str, nn.Module] = {}
         for scheme, way in itertools.product(("rope", "none"), list_ways()):
@@ -89,16 +81,14 @@ def bench_train(asked: Any) -> Cases:
             models[f"{scheme} {way}"] = torch.compile(model) if way == "compiled" else model
         if is_installed("transformers"):
             models["transformers sdpa"] = Logits(llama(config))
-        contenders: dict[str, Callable] = {
-            name: training_step(model, config, ROWS, rows, autocast) for name, model in models.items()
-        }
-        size = min(2048, 8 * config.d_model)
+        contenders = {name: training_step(model, config, ROWS, rows, autocast) for name, model in models.items()}
+        size = min(2048, 8 * d_model)
         a, b = (torch.ones(size, size, dtype={"bf16": torch.bfloat16}.get(precision)) for _ in range(2))
         contenders["matrix product"] = partial(torch.matmul, a, b)
         seconds = take_turns(contenders, asked.repeats, TURN)
         worth = 2 * size**3 / training_flops(config, config.seq_len)  # tokens, in operations, of a matrix product
         tokens = rates(seconds, ROWS * config.seq_len) | rates({"matrix product": seconds["matrix product"]}, worth)
-        case = f"{config.d_model} wide, {config.n_layer} layers, {precision}"
+        case = f"{d_model} wide, {n_layer} layers, {precision}"
         row = partial(compare_rounds, "train", unit="tokens/s", rounds=tokens)
         for way in list_ways():
             peers = ["transformers sdpa"]
@@ -140,7 +130,8 @@ def bench_rope(asked: Any) -> Cases:
 def bench_generate(asked: Any) -> Cases:
     """Tokens per second with a cache, one text at a time, beside transformers' generate."""
     prompt, limit = list(range(1, 9)), "one vector times all matrices"
-    for config, tokens in itertools.product(list_models(SHAPES[-1:]), TOKENS):
+    config = ModelConfig(vocab_size=ENTRIES, d_model=SHAPES[-1][0], n_layer=SHAPES[-1][1], seq_len=LENGTH)
+    for tokens in TOKENS:
         model = Transformer(config).eval()
         weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
 

@@ -1,10 +1,9 @@
 """Is the comparison fair? Every scheme at several learning rates, and sinusoidal waves at several amplitudes.
 
-    python -m experiments.sweeps      or make sweep: about an hour on two cores without bf16
+    python -m experiments.sweeps      or make sweep: about an hour on two cores without bf16; finished runs stay
 
 `make compare` trains all schemes at one learning rate. Here each scheme is also trained at half and at twice that rate.
-Writes results/learning_rate.json, results/sinusoidal_amplitude.json and results/SWEEPS.md. Finished runs are not
-repeated.
+Writes results/learning_rate.json, results/sinusoidal_amplitude.json and results/SWEEPS.md.
 """
 
 import json
@@ -30,24 +29,22 @@ AMPLITUDE = SinusoidalOptions.amplitude
 def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both sweeps, with runs in `out` and further options of compare.py: what goes into the two files."""
 
+    made: dict[str, Any] = {"command": "make sweep"}
+
     def train(folder: str, schemes: list[str], *options: str, **varied: float) -> list[dict[str, Any]]:
         only_trained = ["--multiples", "1"] if folder != "compare" else []
-        flags = ["--schemes", *schemes, *options, "--out", str(out / folder), *argv, *only_trained]
-        summary = compare.main(flags)
+        summary = compare.main(["--schemes", *schemes, *options, "--out", str(out / folder), *argv, *only_trained])
         made.update({name: summary[name] for name in ("commit", "versions")})
         made["settings"] = report.select_settings(summary["config"])
         names = ("scheme", "seed", "steps", "val_loss", "bits_per_byte", "test_loss", "seconds")
         return [{name: one[name] for name in names} | varied for one in summary["runs"]]
 
-    made: dict[str, Any] = {"command": "make sweep"}
-    amplitudes = []
+    rates, amplitudes = [], []
     for amplitude in (0.02, AMPLITUDE, 1.0):
-        one_thread = ("--run.threads", "1")  # as when runs go side by side
-        options = () if amplitude == AMPLITUDE else ("--model.sinusoidal.amplitude", str(amplitude), *one_thread)
-        folder, schemes = (f"amplitude-{amplitude:g}", SCHEMES[:1]) if options else ("compare", SCHEMES)
-        found = train(folder, schemes, *options, amplitude=amplitude)
+        options = ["--model.sinusoidal.amplitude", str(amplitude), "--run.threads", "1"]  # as when runs go side by side
+        other = (f"amplitude-{amplitude:g}", SCHEMES[:1], *options)
+        found = train(*(("compare", SCHEMES) if amplitude == AMPLITUDE else other), amplitude=amplitude)
         amplitudes += [one for one in found if one["scheme"] == SCHEMES[0]]
-    rates = []
     for rate in (RATE, RATE * 2, RATE / 2):
         folder = "compare" if rate == RATE else f"rate-{rate:g}"
         rates += train(folder, SCHEMES, "--run.learning_rate", str(rate), learning_rate=rate)
@@ -57,7 +54,7 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
     """Both sweeps as a page."""
-    best, runs = rates["best"], rates["runs"]
+    best, runs, newline = rates["best"], rates["runs"], "\n"
     values = sorted({one["learning_rate"] for one in runs})
     rows = [["learning rate", *best]]
     for rate in values:
@@ -67,7 +64,8 @@ def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
     waves = [["amplitude of the waves", "bits per byte"]]
     waves += [[f"{one['amplitude']:g}", f"{one['bits_per_byte']:.4f}"] for one in amplitudes["runs"]]
     edge = ", ".join(s for s in best if best[s]["learning_rate"] in (values[0], values[-1]))
-    seeds, newline = ", ".join(map(str, sorted({one["seed"] for one in runs}))), "\n"
+    seeds = ", ".join(map(str, sorted({one["seed"] for one in runs})))
+    made_with = ", ".join(f"{name} {value}" for name, value in rates["versions"].items())
     return f"""\
 # Sweeps: is the comparison fair?
 
@@ -88,18 +86,18 @@ the same size.
 
 {newline.join(markdown(waves))}
 
-Made by `{rates["command"]}` at commit {rates["commit"] or "unknown"} with \
-{", ".join(f"{name} {value}" for name, value in rates["versions"].items())}.
+Made by `{rates["command"]}` at commit {rates["commit"] or "unknown"} with {made_with}.
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run both sweeps with further options of compare.py, and write what came out."""
     rates, amplitudes = sweep(Path(os.path.relpath(ROOT / "runs")), sys.argv[1:] if argv is None else argv)
+    text = page(rates, amplitudes)
     write_whole(RESULTS / "learning_rate.json", json.dumps(rates, indent=2) + "\n")
     write_whole(RESULTS / "sinusoidal_amplitude.json", json.dumps(amplitudes, indent=2) + "\n")
-    write_whole(RESULTS / "SWEEPS.md", page(rates, amplitudes))
-    print(page(rates, amplitudes))
+    write_whole(RESULTS / "SWEEPS.md", text)
+    print(text)
 
 
 if __name__ == "__main__":
