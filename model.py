@@ -66,7 +66,8 @@ class ModelConfig:
         if self.position not in SCHEMES:
             raise ValueError(f"model.position {self.position!r} is none of {', '.join(SCHEMES)}")
         if C % H:
-            raise ValueError(f"model.d_model {C} is not divisible by model.n_head {H}: {C // H * H + H} would be")
+            near = " or ".join(str(n) for n in (C - C % H, C - C % H + H) if n)
+            raise ValueError(f"model.d_model {C} is not divisible by model.n_head {H}: {near} would be")
         if H % Hkv:
             divisors = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0)
             raise ValueError(f"model.n_kv_head {Hkv} does not divide model.n_head {H}: {divisors} do")

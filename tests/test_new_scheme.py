@@ -56,7 +56,7 @@ for script, *argv in json.loads(sys.argv[1]):
     if script == "stopped train":
         train.learning_rate = stop_at_step_3
     try:
-        run(importlib.import_module(script.split()[-1]).main, argv)
+        run_main(importlib.import_module(script.split()[-1]).main, argv)
     except SystemExit as ended:
         print(f"\\n<{script} ended with {ended.code or 0}>")
     train.learning_rate = real
