@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.pictures import Line, draw_by_length, draw_heat_maps, plotting
 from harness.retrieval import name_quarter
-from harness.tables import markdown
+from harness.tables import group_by, markdown
 
 STYLE = {  # colour, dash and marker of each scaling; None: a scheme that has no scalings
     None: ("#56B4E9", "-", "o"),
@@ -67,14 +67,6 @@ def format_accuracies(results: list[dict[str, Any]], scheme: str, trained: int) 
         what = f"share of answers that are entirely right, by context length; at least {trials} trials per cell"
         lines += [f"{task}: {what}", "", *markdown(table), ""]
     return lines
-
-
-def group_by(rows: list[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
-    """Rows by one of their values, in the order in which the values appear."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[name], []).append(row)
-    return groups
 
 
 def draw_accuracies(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, 
 from harness.provenance import commit, versions
 from harness.ranges import with_todays_names
 from harness.runs import read_metrics, read_result
-from harness.tables import format_mean, interval, markdown
+from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
 
@@ -60,9 +60,7 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
 
 def group_by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each scheme, in order of mean validation loss."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run_ in summary["runs"]:
-        groups.setdefault(run_["scheme"], []).append(run_)
+    groups = group_by(summary["runs"], "scheme")
     return dict(sorted(groups.items(), key=lambda group: mean(r["val_loss"] for r in group[1])))
 
 
@@ -139,26 +137,13 @@ def format_accuracies(summary: dict[str, Any]) -> list[str]:
         for scheme, runs in group_by_scheme(summary).items():
             cells = [format_mean((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
             rows.append([task, scheme, *cells])
-    return [*markdown(rows), ""]
-
-
-def describe_accuracies(summary: dict[str, Any]) -> list[str]:
-    """What the accuracies show, one sentence per task."""
-    trained, by_length = str(summary["config"]["model"]["seq_len"]), summary["runs"][0]["accuracy_by_length"]
-    lines = []
-    for task, lengths in by_length.items():
-        far, parts = list(lengths)[-1], []
-        for scheme, runs in group_by_scheme(summary).items():
-            near, at_far = (format_mean((r["accuracy_by_length"][task][n] for r in runs), 2) for n in (trained, far))
-            parts.append(f"{scheme} {near} and {at_far}")
-        lines.append(f"{task}, share of entirely right answers at {trained} and at {far} tokens: {'; '.join(parts)}.")
-    return lines
+    return markdown(rows)
 
 
 def describe_findings(summary: dict[str, Any]) -> list[str]:
-    """What the figures show, in sentences."""
+    """What the losses show, in sentences; none for a comparison on tasks, whose table of accuracies shows it."""
     if is_on_tasks(summary):
-        return describe_accuracies(summary)
+        return []
     groups, trained = group_by_scheme(summary), summary["config"]["model"]["seq_len"]
     order = ", ".join(f"{scheme} {format_mean(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
@@ -241,7 +226,6 @@ last {scored} tokens of up to 256 shared windows of the validation split, in nat
 ON_TASKS = """\
 ![accuracy by scheme and context length, one heat map per task](accuracy.png)
 
-{accuracy}
 Accuracy is the share of answers that are entirely right: each token is the model's likeliest, given the right tokens
 before it (teacher forcing), over at least {trials} trials per cell, the same for all schemes. summary.json also has it
 by the place of the source in the context, with the distance in tokens. Losses are nats per token of the answers; bits
@@ -262,7 +246,7 @@ def format_report(summary: dict[str, Any]) -> str:
     seeds = len({run_["seed"] for run_ in runs})
     trials = min((row["trials"] for run_ in runs for row in run_.get("accuracy", []) if row["trials"]), default=0)
     scored = min(32, *(int(length) for length in runs[0]["loss_by_length"]))
-    explained = ON_TASKS.format(accuracy="\n".join(format_accuracies(summary)), trials=trials)
+    explained = ON_TASKS.format(trials=trials)
     explained = explained if on_tasks else ON_TEXT.format(scored=scored)
     certainty = "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals."
     if seeds > 1:
@@ -290,7 +274,7 @@ within the trained length, and which beyond it?
 
 ## Results
 
-{chr(10).join(f"- {line}" for line in describe_findings(summary))}
+{chr(10).join([*format_accuracies(summary), *(f"- {line}" for line in describe_findings(summary))])}
 
 {chr(10).join(format_losses(summary))}
 

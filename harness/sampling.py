@@ -78,10 +78,9 @@ def store_by_columns(model: Transformer) -> Iterator[None]:
 
 
 def compile_for_sampling(model: Transformer) -> nn.Module:
-    """Compile a model so that drawing tokens is faster: about twice as fast on a CPU, after a minute or two.
+    """Compile a model so that drawing tokens is about twice as fast on a CPU, after a minute or two.
 
-    `cpp_wrapper` also compiles the calls of the compiled parts. A token needs some sixty of them, a few microseconds
-    each, and calling one from Python takes about as long (results/NOTES.md).
+    `cpp_wrapper` also compiles the calls of the compiled parts: a token needs some sixty of them (results/NOTES.md).
     """
     return torch.compile(model, options={"cpp_wrapper": True})
 
@@ -90,19 +89,10 @@ def compile_for_sampling(model: Transformer) -> nn.Module:
 def sample_several(
     model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, number: int, **kept: Any
 ) -> Iterator[list[int]]:
-    """Draw one token for each of N samples, given all tokens before it, again and again.
+    """Draw one token for each of `number` samples (N), given all tokens before it, again and again.
 
-    Args:
-        model: in evaluation mode.
-        prompt: tokens that all samples begin with, at least one.
-        tokens: how many to draw for each sample.
-        temperature: logits are divided by it; 0 always takes the likeliest token.
-        seed: of the first sample's draws; sample i has seed + i.
-        number: of samples (N), which share each forward pass.
-        kept: top_k, top_p and min_p, if they are used.
-
-    Raises:
-        PastTheEnd: when learned positions are used up.
+    All begin with the same prompt and share each forward pass; sample i draws from seed + i. `kept` may have top_k,
+    top_p and min_p. Raises PastTheEnd when learned positions are used up.
     """
     device = model.embedding.weight.device
     generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
@@ -117,12 +107,9 @@ def sample_several(
             fed = drawn.to(device)
 
 
-def sample(
-    model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int, **kept: Any
-) -> Iterator[int]:
+def sample(model: Transformer, prompt: list[int], tokens: int, temperature: float, seed: int) -> Iterator[int]:
     """Draw the tokens of one sample: see `sample_several`."""
-    for (token,) in sample_several(model, prompt, tokens, temperature, seed, 1, **kept):
-        yield token
+    return (token for (token,) in sample_several(model, prompt, tokens, temperature, seed, 1))
 
 
 def trial(model: Transformer, corpus: TaskCorpus, task: str, row: int) -> str:
@@ -138,14 +125,10 @@ BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
 
 
 class Text:
-    """The text of one sample as it grows: whole characters, up to a stop text or the end of text.
+    """The text that the model adds in one sample: whole characters, up to one of the stop texts or the end of text.
 
     A character may span several tokens, and so may a stop text, which does not belong to the text. What may still
     become part of either is held back until that is certain.
-
-    Args:
-        tokenizer: byte-level.
-        stops: texts that end it, none of them empty; searched for in what the model adds, not in the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:

@@ -22,8 +22,8 @@ from positions import PastTheEnd
 CHUNK = 256  # tokens of a long window per pass, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Inputs and targets, (B, T) each; a target of -100 is not scored."""
+Model = Callable[[Tensor], Tensor]  # tokens (B, T) to logits (B, T, V)
+Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets, (B, T) each; a target of -100 is not scored
 
 
 @dataclass
@@ -37,7 +37,6 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of targets that were the likeliest token."""
         return self.right / self.targets
 
     @property
@@ -51,18 +50,8 @@ class Score:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
-def score(
-    model: Callable[[Tensor], Tensor], batches: Batches, token_bytes: Tensor, device: torch.device, autocast: Autocast
-) -> Score:
-    """Score a model on batches of inputs and targets, (B, T) each; targets of -100 are not scored.
-
-    Args:
-        model: tokens (B, T) to logits (B, T, V).
-        batches: what to score.
-        token_bytes: UTF-8 bytes of each token of the vocabulary, (V,).
-        device: the model's.
-        autocast: makes the precision's context.
-    """
+def score(model: Model, batches: Batches, token_bytes: Tensor, device: torch.device, autocast: Autocast) -> Score:
+    """Score a model; token_bytes, (V,), has the number of UTF-8 bytes of each token of the vocabulary."""
     total = Score()
     for inputs, targets in batches:
         scored = targets[targets != -100]  # (N,)
@@ -75,9 +64,7 @@ def score(
 
 
 @torch.no_grad()
-def score_targets(
-    model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast
-) -> Tensor:
+def score_targets(model: Model, inputs: Tensor, targets: Tensor, device: torch.device, autocast: Autocast) -> Tensor:
     """Each target's cross-entropy in nats, and 1 if it is the likeliest token, otherwise 0: (B, T, 2) float64.
 
     Both are 0 where the target is -100. Only the logits of scored targets are kept in memory.
@@ -96,18 +83,11 @@ def score_targets(
     return figures
 
 
-def forward_in_chunks(
-    model: Callable[[Tensor], Tensor], tokens: Tensor, first: int = 0
-) -> Iterator[tuple[slice, Tensor]]:
-    """A forward pass in chunks along time: slices of T, and the logits there, (B, <= CHUNK, V).
+def forward_in_chunks(model: Model, tokens: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """A forward pass over (B, T) in chunks along time: slices of T from `first` on, and the logits there, (B, t, V).
 
     If frequencies change with the length (dynamic, longrope), the keys of earlier chunks would be rotated by outdated
     ones. Such a scheme has no bias, so a single pass is exact and fits in memory.
-
-    Args:
-        model: tokens (B, T) to logits (B, T, V).
-        tokens: (B, T).
-        first: the first position whose logits are needed; the last block and the head skip those before it.
     """
     T = tokens.shape[1]
     if not isinstance(model, Transformer):  # a compiled one, which would be recompiled for each shape
@@ -131,16 +111,14 @@ def split_rows(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 
 def measure_loss_by_length(
-    model: Transformer, corpus: Corpus, split: str, lengths: Iterable[int], device: torch.device, autocast: Autocast
+    model: Transformer, corpus: Corpus, split: str, lengths: list[int], device: torch.device, autocast: Autocast
 ) -> dict[int, float | None]:
-    """Loss on the same targets, the last 32 tokens of 256 shared windows, with every context length.
+    """Loss on the same targets, the last 32 tokens of 256 shared windows, with every context length, nats per token.
 
-    Returns:
-        Length to loss, nats per token; None for a length that the scheme or the split does not reach.
+    It is None for a length that the scheme or the split does not reach.
     """
-    lengths = sorted(lengths)
     usable = [length for length in lengths if length <= corpus.longest(split)]
-    losses: dict[int, float | None] = dict.fromkeys(lengths)
+    losses: dict[int, float | None] = dict.fromkeys(sorted(lengths))
     for length in usable:
         batches = cut_fixed(corpus, split, length, usable)
         with contextlib.suppress(PastTheEnd):
@@ -204,25 +182,15 @@ def split_positions(length: int, trained: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What all measurements of one evaluation share.
-
-    Args:
-        corpus: the run's, text or tasks.
-        split: train, validation or test.
-        lengths: all context lengths, tokens.
-        trained: the length at which the run was trained, tokens.
-        stride: of sliding windows, and of the windows that crop, tokens.
-        seed: of shuffled-prefix.
-        score: the model's `score_targets`: inputs and targets, (B, T) each, to (B, T, 2).
-    """
+    """What all measurements of one evaluation share; lengths are in tokens."""
 
     corpus: Corpus | TaskCorpus
     split: str
-    lengths: list[int]
-    trained: int
-    stride: int
-    seed: int
-    score: Callable[[Tensor, Tensor], Tensor]
+    lengths: list[int]  # of context, all of them
+    trained: int  # the length at which the run was trained
+    stride: int  # of sliding windows, and of the windows that crop
+    seed: int  # of shuffled-prefix
+    score: Callable[[Tensor, Tensor], Tensor]  # the model's score_targets: inputs and targets to (B, T, 2)
 
     def cut(self, protocol: str, length: int) -> Batches:
         """The windows of a protocol."""
@@ -236,10 +204,7 @@ class Evaluator:
     def measure(self, protocol: str, length: int, crop: bool = False) -> list[dict[str, Any]]:
         """Loss and number of tokens on a protocol's windows: one cell; by-position, one per range of positions.
 
-        Args:
-            protocol: one of PROTOCOLS.
-            length: of the windows, tokens.
-            crop: score each target from at most the last trained-length tokens before it.
+        With `crop`, each target is scored from at most the last trained-length tokens before it.
         """
         nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.long)
         # The few targets at the end of a `fixed` window fit into one cropped window.

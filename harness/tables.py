@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from statistics import mean, stdev
+from typing import Any
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
@@ -29,3 +30,11 @@ def format_mean(values: Iterable[float | None], digits: int = 3, sign: str = "")
         return "n/a"
     middle, half = interval(values)
     return f"{middle:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+
+
+def group_by(rows: list[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
+    """Rows by one of their values, in the order in which the values appear."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
