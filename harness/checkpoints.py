@@ -1,13 +1,10 @@
-"""A run after some steps, on disk: written whole, read back only if its checksums fit.
+"""A run after some steps, on disk: read back only if its checksums fit. docs/running.md says what is in its folder."""
 
-What stands in a checkpoint's folder, and which are kept: see harness/folder.py.
-"""
-
-import hashlib
 import io
 import json
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +29,12 @@ class Checkpoint:
     optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
 
     def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Put the weights into a model, and what the optimiser keeps into one that was just made for that model.
-
-        Of a sharded model each rank takes its shards.
-        """
+        """Put the weights into a model, and what the optimiser kept into its new one; each rank takes its shards."""
         parameters = dict(model.named_parameters())
         model.load_state_dict({name: shard_like(tensor, parameters[name]) for name, tensor in self.weights.items()})
-        names = {parameter: name for name, parameter in parameters.items()}
-        order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        kept = {
-            i: {
-                key: shard_like(value, parameter) if value.shape == parameter.shape else value  # not the count of steps
-                for key, value in self.optimizer[names[parameter]].items()
-            }
-            for i, parameter in enumerate(order)
-            if names[parameter] in self.optimizer
-        }
-        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+        for name, kept in self.optimizer.items():
+            like = parameters[name]
+            optimizer.state[like] = {key: shard_like(value, like) for key, value in kept.items()}
 
 
 def pack(
@@ -58,15 +44,13 @@ def pack(
     buffer = io.BytesIO()
     torch.save({"state": state, "optimizer": kept}, buffer)
     files = {"model.safetensors": save(weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
-    sums = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()
-    }
+    sums = {name: {"sha256": sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()}
     return {**files, "manifest.json": seal({"step": state["step"], "files": sums})}
 
 
 def seal(manifest: dict[str, Any]) -> bytes:
     """A manifest as a file, with its own sha256 in its last line."""
-    own = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    own = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
 
 
@@ -83,27 +67,27 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     file = folder / "manifest.json"
     try:
-        manifest = json.loads(file.read_bytes())
-        if seal({name: value for name, value in manifest.items() if name != "sha256"}) != file.read_bytes():
-            raise Damaged(f"{file} is damaged: it does not have its own sha256")
+        sealed = file.read_bytes()
+        manifest = json.loads(sealed)
+        if seal({name: value for name, value in manifest.items() if name != "sha256"}) != sealed:
+            raise ValueError("it does not have its own sha256")
         contents = {}
         for name, expected in manifest["files"].items():
             file = folder / name
-            contents[name] = file.read_bytes()
-            if len(contents[name]) != expected["size"]:
-                raise Damaged(f"{file} is damaged: it has {len(contents[name])} of {expected['size']} bytes")
-            if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
-                raise Damaged(f"{file} is damaged: its sha256 is not the one in manifest.json")
+            content = contents[name] = file.read_bytes()
+            if len(content) != expected["size"]:
+                raise ValueError(f"it has {len(content)} of {expected['size']} bytes")
+            if sha256(content).hexdigest() != expected["sha256"]:
+                raise ValueError("its sha256 is not the one in manifest.json")
         file = folder / "optimizer.pt"
         rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
         file = folder / "model.safetensors"
         found = Checkpoint(rest["state"], load(contents["model.safetensors"]), rest["optimizer"])
+        file = folder
         if f"step-{found.state['step']}" != folder.name:
-            raise Damaged(f"{folder} is damaged: it holds step {found.state['step']}")
+            raise ValueError(f"it holds step {found.state['step']}")
     except FileNotFoundError as error:
         raise Damaged(f"{file} is missing") from error
-    except Damaged:
-        raise
     except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
         why = getattr(error, "strerror", None) or "out of memory"
         raise BadInput(f"{file} cannot be read ({why}): nothing was changed, try again") from error

@@ -36,7 +36,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def write_folder_whole(path: Path, files: dict[str, bytes]) -> None:
-    """Write a folder of files so that it is there with all of them, or not at all. It must not be there yet."""
+    """Write a folder of files so that it is there with all of them, or not at all. It must be a new one."""
     temporary = path.with_name(f".{path.name}")
     try:
         if not path.parent.exists():
@@ -56,8 +56,7 @@ def refuse_unwritable(flag: str, path: Path) -> None:
     """Raise BadInput if a file cannot be written where a flag wants it; nothing is left there, nothing is changed."""
     try:
         there = path.exists()
-        with open(path, "ab"):
-            pass
+        path.open("ab").close()
         if not there:
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -313,12 +313,13 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as this rank holds another one of its shape: its shard of it, or all. No rank waits for others."""
-    if not hasattr(like, "full_tensor"):
+    """A whole tensor on another's device, or this rank's shard of it if that is a shard of one of the same shape."""
+    tensor = tensor.to(like.device)
+    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # without the other ranks
 
 
 def gather_model(bare: Transformer) -> Transformer:

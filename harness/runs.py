@@ -1,4 +1,4 @@
-"""Runs read back from their folders (see harness/folder.py): how far they got, what they logged, finished ones."""
+"""Runs read back from their folders: how far they got, what they logged, finished ones with their models."""
 
 import contextlib
 import hashlib
@@ -23,23 +23,17 @@ from model import ModelConfig, Transformer
 
 def read_result(path: Path) -> dict[str, Any]:
     """What a run's result.json says; empty if it has none or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         content = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run's metrics.jsonl; a half-written last line, or one that damage made no event, is left out.
-
-    Args:
-        path: the run folder.
-        tail: only those in this many bytes at its end.
-    """
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file,
-    ):
+    """The events in a run's metrics.jsonl, or in its last `tail` bytes; half-written and damaged lines are left out."""
+    log = path / "metrics.jsonl"
+    with contextlib.suppress(FileNotFoundError), open(log, encoding="utf-8", errors="replace") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()  # the line that was cut
@@ -79,18 +73,12 @@ class FinishedRun:
 
 
 def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
-    """Load a finished run from its folder.
-
-    Raises:
-        BadInput: if the folder is no run, or one that is not finished, or one that is damaged.
-    """
-    if not str(path):
-        raise BadInput("'' is not a run folder: name one that train.py made, runs/rope say")
+    """Load a finished run from its folder. Raises BadInput if it holds none, or one that is unfinished or damaged."""
+    # unlike Path.is_file, os.path.isfile is false for a name too long to be one
+    if not str(path) or not os.path.isfile(os.path.join(path, "config.yaml")):
+        wrong = f"{str(path) or repr('')} is not a run folder (it has no config.yaml)"
+        raise BadInput(f"{wrong}: name one that train.py made, runs/rope say")
     path = Path(path)
-    if not os.path.isfile(path / "config.yaml"):  # unlike Path.is_file, false for a name too long to be one
-        raise BadInput(
-            f"{path} is not a run folder (it has no config.yaml): name one that train.py made, runs/rope say"
-        )
     if not (path / "model.safetensors").is_file():
         how_far = describe_progress(path)
         raise BadInput(f"{path} has no weights: its run is {how_far}; go on with train.py --run.resume true")
@@ -115,7 +103,7 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
         why = getattr(error, "strerror", None) or "not enough memory"
         raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
-        why = " ".join((explain(error) if isinstance(error, ValueError) else str(error)).split())[:200]
+        why = " ".join(explain(error).split())[:200]
         again = "make it again with train.py --run.resume true" if "safetensors" in file else "train the run again"
         raise BadInput(f"{path / file} is damaged: {why}; restore it from a copy, or {again}") from error
     return FinishedRun(path, data, config, settings, model.to(device).eval(), tokenizer)
