@@ -54,11 +54,6 @@ def seal(manifest: dict[str, Any]) -> bytes:
     return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
 
 
-def pack_weights(model: Transformer) -> bytes:
-    """The weights as a safetensors file without metadata."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint, each file once: what is loaded is what was checked. Nothing in it can run code.
 

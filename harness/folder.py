@@ -1,32 +1,9 @@
-"""A run folder: what a run leaves behind, each file whole or not there at all.
-
-runs/<name>/config.yaml         what was asked, complete
-           /metrics.jsonl       one line an event: step, split, loss, bits_per_byte, ...
-           /model.safetensors   weights after the last step, no metadata: its hash is the run's identity
-           /tokenizer.json      readable by the tokenizers library
-           /longrope.yaml       learned factors (rope.learn_factors) as longrope's lists, a file for --config
-           /result.json         how far it got: status (running, finished, interrupted, failed), steps done, results
-           /lengths.json        loss by length of context, where compare.py measured it
-           /accuracy.json       accuracy by task, length and place, where compare.py measured a run on tasks
-           /evaluate.png        the same as a picture for the scalings that evaluate.py was last asked for
-           /wandb/              the same curves, offline unless asked otherwise
-           /.lock               held by the process that writes here; the system lets go of it when that process ends
-           /checkpoints/step-N/ a run after N steps, so that it can go on:
-               model.safetensors    weights, under the bare model's names
-               optimizer.pt         what AdamW keeps of every parameter, by the parameter's name, and how far the run
-                                    got: plain tensors, numbers and texts, read with weights_only=True
-               config.yaml          what was asked
-               manifest.json        sha256 and size of each file above, and of itself
+"""A run folder: what a run leaves behind, each file whole or not there at all. docs/running.md says what is in it.
 
 A checkpoint is written under a name with a dot before it, flushed to disk and renamed, so `step-N` is whole or not
-there, unless the disk damages it later: then its checksums tell. Three are kept: the last, the one before it, and the
-best, the one with the lowest validation loss at a look; an older one is removed once the new one is whole. No place
-in the data is saved, since a batch follows from seed and step, and no state of chance, since nothing else is drawn.
-Of a run on many processes rank 0 writes all of this, every tensor whole, so a checkpoint says nothing of how many there
-were or what they sharded, and any number of them may go on from it, sharded or not.
-
-Going on gives to the bit what never stopping would have given, on the same machine, device, and number of threads and
-processes, sharded as before; elsewhere sums round otherwise, and the figures agree as far as that allows.
+there, unless the disk damages it later: then its checksums tell. No place in the data is saved, since a batch follows
+from seed and step, and no random state, since nothing else is drawn. A resumed run is to the bit what it would have
+been, on the same machine, device, number of threads and processes, sharded as before; elsewhere sums round otherwise.
 """
 
 import contextlib
@@ -45,9 +22,10 @@ from typing import Any, TextIO
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 
-from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, pack_weights, read_checkpoint, steps_saved
+from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, read_checkpoint, steps_saved
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
 from harness.plugins import LOADED
@@ -58,22 +36,17 @@ from harness.runs import describe_progress, read_metrics, read_result, weights_s
 from model import Transformer
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
-FILES = (
-    *("result.json", "checkpoints", "metrics.jsonl", "model.safetensors", "tokenizer.json", "lengths.json"),
-    *("longrope.yaml", "accuracy.json", "evaluate.png", "wandb"),
-)
+FILES = ("result.json", "checkpoints", "metrics.jsonl", "model.safetensors", "tokenizer.json", "lengths.json")
+FILES += ("longrope.yaml", "accuracy.json", "evaluate.png", "wandb")
 
 # A resumed run may change these: they say where it works and what it shows, and touch its result by rounding at most.
 # The precision is compared as it came out, since `auto` may come out otherwise on another device.
 MAY_DIFFER = {
     "data": {"cache"},
     "model": {"attention"},
-    "run": {
-        *("out", "name", "micro_batch_size", "eval_every", "save_every", "precision", "device", "threads", "compile"),
-        *("shard", "wandb", "overwrite", "resume", "on_nan"),
-    },
+    "run": {"out", "name", "micro_batch_size", "eval_every", "save_every", "on_nan", "precision", "device", "threads"}
+    | {"compile", "shard", "wandb", "overwrite", "resume"},
 }
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is at its end
 
 
@@ -83,11 +56,7 @@ def is_aside(path: Path) -> bool:
 
 
 def verify_finished(path: Path) -> dict[str, Any] | None:
-    """What a finished run's result.json says, once its checkpoints and weights are found whole.
-
-    Returns:
-        None for a run that is not finished, or whose last checkpoint or weights are damaged: it has to go on.
-    """
+    """What result.json says of a finished run whose last checkpoint and weights are whole; None if it has to go on."""
     result, steps, damaged = read_result(path), steps_saved(path), {}
     if result.get("status") != "finished":
         return None
@@ -110,7 +79,7 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
 
 
 def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
-    """Where the run in a folder has other options than those asked for: `run.steps 4, not 5` for each.
+    """Where the run in a folder has other options than those asked for, `run.steps 4, not 5` for each.
 
     Args:
         path: the run folder.
@@ -155,16 +124,12 @@ def refuse_taken(configs: dict[str, Any]) -> None:
             raise BadInput(f"--run.out {path} is a folder with other things in it: name a new one")
     elif config.resume:
         if found := find_differences(path, configs):
-            longer = any("run.steps" in each for each in found)
-            raise BadInput(
-                f"--run.resume true: {path} was started with {'; '.join(found)}: give what it was started with, or "
-                f"choose another --run.name" + f"; more steps are a new run, --run.init_from {path}" * longer
-            )
+            wrong = f"--run.resume true: {path} was started with {'; '.join(found)}"
+            longer = f"; more steps are a new run, --run.init_from {path}" * any("run.steps" in each for each in found)
+            raise BadInput(f"{wrong}: give what it was started with, or choose another --run.name{longer}")
     elif not config.overwrite:
-        raise BadInput(
-            f"--run.out {path} already holds a run ({describe_progress(path)}): choose another --run.name, go on with "
-            f"--run.resume true, or replace it with --run.overwrite true"
-        )
+        cures = "choose another --run.name, go on with --run.resume true, or replace it with --run.overwrite true"
+        raise BadInput(f"--run.out {path} already holds a run ({describe_progress(path)}): {cures}")
 
 
 class RunFolder:
@@ -178,18 +143,14 @@ class RunFolder:
         facts: what a resumed run must share with its checkpoint besides the config, by the name in its state.
         world: the processes of the run.
 
-    Attributes:
-        last: the checkpoint to go on from, None at step 0.
-        saved: the step of the last checkpoint, 0 if there is none.
-
     Raises:
         BadInput: if the folder is taken, another process writes there, or it cannot be made.
     """
 
     def __init__(self, configs: dict[str, Any], facts: dict[str, Any] | None = None, world: World = ALONE) -> None:
         self.path, self.world = Path(configs["run"].out), world
-        self.last: Checkpoint | None = world.lead(self.take, configs, facts or {})
-        self.saved = self.last.state["step"] if self.last else 0
+        self.last: Checkpoint | None = world.lead(self.take, configs, facts or {})  # to go on from, None at step 0
+        self.saved = self.last.state["step"] if self.last else 0  # the step of the last checkpoint
 
     def take(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
         """Lock the folder and make it ready; the checkpoint to go on from."""
@@ -247,8 +208,7 @@ class RunFolder:
         sections["run"] |= {"overwrite": False, "resume": False}
         sections |= {"plugin": LOADED} if LOADED else {}
         write_whole(self.path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
-        mode = "a" if last else "w"
-        self.metrics: TextIO = open(self.path / "metrics.jsonl", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.metrics: TextIO = open(self.path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         return last
 
     def close(self) -> None:
@@ -276,16 +236,10 @@ class RunFolder:
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
     def checkpoint(self, model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Save the run as it stands, and then remove the checkpoints that are no longer kept. Every rank calls it.
+        """Save the run as it stands, then remove the checkpoints that are no longer kept. Every rank has to call it.
 
-        Args:
-            model: whose weights to save.
-            optimizer: of all its parameters.
-            state: how far the run got: its `step`, and its `best` evaluation if there was one. The hash of what was
-                logged up to here is added.
-
-        Raises:
-            OSError: if it cannot be written; all earlier checkpoints are still there then.
+        The state says how far the run got: its `step`, and its `best` evaluation if there was one. The hash of what was
+        logged up to here is added. If the checkpoint cannot be written, OSError; the earlier ones are still there then.
         """
         if state["step"] == self.saved:
             return
@@ -312,31 +266,28 @@ class RunFolder:
         self.remove(step)  # a damaged one, which was not gone on from
         write_folder_whole(self.path / "checkpoints" / f"step-{step}", files)
         best = (state.get("best") or {}).get("step")
-        for old in steps_saved(self.path):
-            if old not in (step, self.saved, best):
-                self.remove(old)
+        self.remove(*set(steps_saved(self.path)).difference((step, self.saved, best)))
 
-    def remove(self, step: int) -> None:
-        """Remove a step's checkpoint, if there is one; renamed first, so that a half-removed one is never read."""
-        folder, aside = self.path / "checkpoints" / f"step-{step}", self.path / "checkpoints" / f".old-{step}"
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder, aside)
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Remove what is left of checkpoints that were removed while the disk let that happen in part only."""
-        for rest in (self.path / "checkpoints").glob(".old-*"):
+    def remove(self, *steps: int) -> None:
+        """Remove checkpoints, if they are there, and what is left of earlier ones that a disk removed only in part."""
+        folder = self.path / "checkpoints"
+        for step in steps:
+            if (folder / f"step-{step}").exists():  # renamed first, so that a half-removed one is never read
+                shutil.rmtree(folder / f".old-{step}", ignore_errors=True)
+                os.replace(folder / f"step-{step}", folder / f".old-{step}")
+        for rest in folder.glob(".old-*"):
             shutil.rmtree(rest, ignore_errors=True)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
         """Write the weights of a whole model and the tokenizer, and learned factors as lists; the weights' sha256."""
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
-        self.sweep()
+        self.remove()
         if getattr(model.position, "log_factor", None) is not None:
             options = asdict(as_longrope(model.position, model.config.seq_len))
             given = {name: value for name, value in options.items() if value is not None}
             lists = {"model": {model.config.position: given}}
             write_whole(self.path / "longrope.yaml", yaml.safe_dump(lists, sort_keys=False))
-        write_whole(self.path / "model.safetensors", pack_weights(model))
+        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        # without metadata: the file's hash is the run's identity
+        write_whole(self.path / "model.safetensors", save_tensors(weights))
         return weights_sha256(self.path)
