@@ -1,22 +1,9 @@
 """One run on several processes, which together compute what one process would.
 
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
-    torchrun --nproc_per_node=2 train.py --config configs/rope.yaml --run.shard true
 
-torchrun starts the same program several times. Each of these processes is a rank: it knows its number and how many
-there are, and meets the others in collectives, calls that every rank has to make, such as a sum over all ranks.
-
-    the batch       every rank makes the whole batch of a step, a pure function of (seed, step), and takes its rows
-    the loss        each rank's sum over its targets is divided by the scored targets of the whole batch; the sum of
-                    these over ranks is the mean over the batch, however many targets each rank has
-    the gradient    is summed over ranks too, never averaged, once a step; DDP and FSDP average unless told otherwise
-    the update      follows from the summed gradient, and is the same on every rank. With DDP (1 in 2006.15704) each
-                    rank keeps all weights. With FSDP (2304.11277) each keeps a shard of every weight and of its
-                    optimiser state, and gathers a layer's weights only while that layer computes
-    the output      rank 0 alone writes and prints; a failure or a signal on one rank ends all of them
-
-Sums over ranks round otherwise than sums within one, so figures agree as far as float32 allows and not to the bit. A
-run that goes on with as many processes as before, sharded as before, is to the bit what it would have been.
+Each process that torchrun starts is a rank: it knows its number and how many there are, and meets the others in
+collectives, calls that every rank has to make, such as a sum over all ranks. docs/running.md says what each computes.
 """
 
 import contextlib
@@ -44,32 +31,22 @@ MADE_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class World:
-    """Where a process stands among those of its run; a process on its own is rank 0 of 1.
+    """Where a process stands among those of its run; a process on its own is rank 0 of 1."""
 
-    Args:
-        rank: its number among all, from 0.
-        size: how many there are.
-        local_rank: its number on its machine.
-        local_size: how many are on its machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    rank: int = 0  # its number among all, from 0
+    size: int = 1  # how many there are
+    local_rank: int = 0  # its number on its machine
+    local_size: int = 1  # how many are on its machine
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
-    # ---- doing things alone and together -----------------------------------------------------------------------------
-
     def lead(self, do: Callable[..., T], *args: Any) -> T:
         """Let rank 0 alone do something, and give every rank the result. If it fails, it fails on all."""
-        if self.size == 1:
-            return do(*args)
         box = [self.together(do if self.leads else lambda *_: None, *args)]
-        dist.broadcast_object_list(box, src=0)
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def together(self, do: Callable[..., T], *args: Any) -> T:
@@ -85,8 +62,7 @@ class World:
             result = do(*args)
         except Exception as caught:  # the others must hear of it, or they would wait for this one
             error = caught
-        failed: list[tuple[bool, str] | None] = [None] * self.size
-        dist.all_gather_object(failed, error and (isinstance(error, BadInput), str(error) or type(error).__name__))
+        failed = self.gather_objects(error and (isinstance(error, BadInput), str(error) or type(error).__name__))
         first = next((rank for rank, each in enumerate(failed) if each), None)
         if first is None:
             return result
@@ -94,6 +70,13 @@ class World:
             raise error
         is_input, text = failed[first]
         self.end((BadInput if is_input else RunFailed)(f"on rank {first}: {text}"))
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """What every rank gives, in the order of their numbers."""
+        everyone = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(everyone, mine)
+        return everyone
 
     def end(self, error: BadInput | RunFailed) -> NoReturn:
         """Raise an error that every rank has met: rank 0 says it, the others leave in silence with its exit code."""
@@ -103,10 +86,7 @@ class World:
 
     def refuse_unlike(self, facts: dict[str, Any]) -> None:
         """Raise BadInput, naming the first fact that differs, if ranks were not given the same options and data."""
-        if self.size == 1:
-            return
-        everyone: list[dict[str, Any]] = [{}] * self.size
-        dist.all_gather_object(everyone, facts)
+        everyone = self.gather_objects(facts)
         for rank, theirs in enumerate(everyone):
             for name, value in theirs.items():
                 if value != everyone[0][name]:
@@ -115,14 +95,8 @@ class World:
 
     def merge_signals(self, signals: Signals) -> tuple[int | None, bool]:
         """Which signal asked any rank to stop, and whether any was asked to save: what all of them then do."""
-        if self.size == 1:
-            return signals.stop, signals.save
-        asked = torch.tensor([signals.stop or 0, signals.save])
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        stop, save = asked.tolist()
-        return stop or None, bool(save)
-
-    # ---- rows and sums -----------------------------------------------------------------------------------------------
+        stop, save = self.reduce(signals.stop or 0, signals.save, by=dist.ReduceOp.MAX)
+        return int(stop) or None, bool(save)
 
     def shares(self, n: int) -> list[tuple[int, int]]:
         """Every rank's rows of n, from the first up to the one before the second number: as many each, or one more."""
@@ -131,8 +105,7 @@ class World:
     def parts(self, inputs: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
         """This rank's share of a batch, (B, T) each, in parts of at most `rows` rows, as many parts on every rank.
 
-        A sharded model needs all ranks for each pass, so a rank that has fewer rows than others takes part with a row
-        that scores nothing: it adds 0 to the loss and to the gradient.
+        A sharded model needs all ranks in each pass, so a rank with fewer rows than others adds some that score nothing.
         """
         start, stop = self.shares(len(inputs))[self.rank]
         cuts = [slice(i, min(i + rows, stop)) for i in range(start, stop, rows)]
@@ -141,15 +114,13 @@ class World:
         idle = inputs[:1], torch.full_like(targets[:1], -100)
         return parts + [idle] * (-(-largest // rows) - len(parts))
 
-    def sum(self, *values: float) -> list[float]:
-        """The sums of some numbers over all ranks, in float64."""
+    def reduce(self, *values: float, by: dist.ReduceOp = dist.ReduceOp.SUM) -> list[float]:
+        """The sums, or maxima, of some numbers over all ranks, in float64."""
         if self.size == 1:
             return list(values)
-        sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums)
-        return sums.tolist()
-
-    # ---- machines and models -----------------------------------------------------------------------------------------
+        reduced = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(reduced, by)
+        return reduced.tolist()
 
     def choose_device(self, device: torch.device) -> torch.device:
         """This rank's device of a kind: each has a GPU of its own. Raises BadInput if there is none for it."""
@@ -209,7 +180,9 @@ def meet_processes() -> Iterator[World]:
                 silence.enter_context(contextlib.redirect_stderr(nobody))
             yield world
     except RuntimeError as error:
-        if world.size == 1 or isinstance(error, RunFailed) or not is_lost_peer(error):
+        signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
+        is_lost_peer = isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+        if world.size == 1 or isinstance(error, RunFailed) or not is_lost_peer:  # those that have ended know why
             raise
         reason = " ".join(str(error).split())[:200]
         world.end(RunFailed(f"another process of this run has ended: go on with --run.resume true ({reason})"))
@@ -240,13 +213,11 @@ def agree_on_store() -> dist.Store:
     by that name: what it finds asked may be from the start before, thanks cannot be.
     """
     store, rank, size = next(rendezvous("env://"))
-    name = uuid.uuid4().hex
+    name, waiting = uuid.uuid4().hex, set() if rank else set(range(1, size))
     if rank:
-        asking = name
-        store.set(f"asked-by-{rank}", asking)
-        name = store.get(f"answer-to-{asking}").decode()
+        store.set(f"asked-by-{rank}", name)
+        name = store.get(f"answer-to-{name}").decode()
         store.set(f"{name}-thanks-{rank}", "")
-    waiting = set(range(1, size)) if rank == 0 else set()
     while waiting:
         for other in sorted(waiting):
             if store.check([f"asked-by-{other}"]):
@@ -262,25 +233,16 @@ def choose_backends() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an error is that of a collective which not all ranks came to: those that have ended know why."""
-    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
-
-
 def sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DDP does with a bucket of gradients in place of its mean: each rank's loss is a part of one mean already.
-
-    Multiplying the loss by the number of ranks would undo DDP's division, but not to the bit for 3 ranks or 5.
-    """
+    """DDP's hook for a bucket of gradients: their sum. Undoing DDP's mean would not be exact for 3 ranks or 5."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def shard_model(bare: Transformer, world: World, device: torch.device, compile: bool) -> Transformer:
     """A model whose every parameter is split by its first dimension, a shard on each rank (FSDP2).
 
-    Each block is gathered by itself, so that one block's weights are whole at a time; the rest, embedding, norm and
-    position, belongs to the model. It works with one rank too, which then holds one shard of everything.
+    Each block is gathered by itself, so that one block's weights are whole at a time; embedding, norm and position
+    belong to the model. It works with one rank too.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # here and not above: it takes seconds
@@ -291,8 +253,7 @@ def shard_model(bare: Transformer, world: World, device: torch.device, compile: 
     for part in (*bare.blocks, bare):
         if compile and part is not bare:
             part.compile()
-        # Shards again after each pass, the model's own too: outside of it a parameter is always this rank's shard.
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)  # outside of a pass there are only shards
         part.set_gradient_divide_factor(1.0)  # a sum over ranks, as above
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other
     return bare

@@ -198,7 +198,7 @@ class Run:
 
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
-        return self.world.sum(value)[0]
+        return self.world.reduce(value)[0]
 
     gather = staticmethod(gather_tensor)
 
@@ -283,7 +283,7 @@ class Run:
         windows = (part for batch in batches for part in self.world.parts(*batch, rows=len(batch[0])))
         result = score(model, windows, self.corpus.token_bytes, self.device, self.autocast)
         self.model.train()
-        nats, *counts = self.world.sum(result.nats, result.targets, result.bytes, result.right)
+        nats, *counts = self.world.reduce(result.nats, result.targets, result.bytes, result.right)
         return Score(nats, *map(int, counts))
 
     # ---- after the loop ----------------------------------------------------------------------------------------------
