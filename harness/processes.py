@@ -105,7 +105,7 @@ class World:
     def parts(self, inputs: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
         """This rank's share of a batch, (B, T) each, in parts of at most `rows` rows, as many parts on every rank.
 
-        A sharded model needs all ranks in each pass, so a rank with fewer rows than others adds some that score nothing.
+        A sharded model needs all ranks in each pass: a rank with fewer rows than others adds some that score nothing.
         """
         start, stop = self.shares(len(inputs))[self.rank]
         cuts = [slice(i, min(i + rows, stop)) for i in range(start, stop, rows)]
