@@ -118,7 +118,8 @@ def train(
         return run.result
     # on every process; what fails on one ends all of them
     corpus = run.together(data.load, data_config, config.seed, config.batch_size, model_config.seq_len)
-    model = run.together(Transformer, run.complete_model_config(corpus), config.seed)
+    model_config = run.together(run.complete_model_config, corpus)
+    model = run.together(Transformer, model_config, config.seed)
     run.place(model)  # on its device; run.model is the same one, compiled or spread over processes if asked for
     optimizer = make_optimizer(model, config)
 

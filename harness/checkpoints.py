@@ -22,11 +22,19 @@ class Damaged(ValueError):
 
 @dataclass
 class Checkpoint:
-    """A run after some steps, read back."""
+    """A run after some steps, with whole tensors on the CPU."""
 
-    state: dict[str, Any]  # how far it got: see train.py's `train`
+    state: dict[str, Any]  # how far it got: see harness/run.py's `begin`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
+
+    def pack(self, config: bytes) -> dict[str, bytes]:
+        """Its files, by name; config.yaml is given."""
+        buffer = io.BytesIO()
+        torch.save({"state": self.state, "optimizer": self.optimizer}, buffer)
+        files = {"model.safetensors": save(self.weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
+        sums = {name: {"sha256": sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()}
+        return {**files, "manifest.json": seal({"step": self.state["step"], "files": sums})}
 
     def restore(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
         """Put the weights into a model, and what the optimiser kept into its new one; each rank takes its shards."""
@@ -35,17 +43,6 @@ class Checkpoint:
         for name, kept in self.optimizer.items():
             like = parameters[name]
             optimizer.state[like] = {key: shard_like(value, like) for key, value in kept.items()}
-
-
-def pack(
-    weights: dict[str, torch.Tensor], kept: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], config: bytes
-) -> dict[str, bytes]:
-    """The files of a checkpoint, by name, from the weights and what the optimiser keeps, by the parameter's name."""
-    buffer = io.BytesIO()
-    torch.save({"state": state, "optimizer": kept}, buffer)
-    files = {"model.safetensors": save(weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
-    sums = {name: {"sha256": sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()}
-    return {**files, "manifest.json": seal({"step": state["step"], "files": sums})}
 
 
 def seal(manifest: dict[str, Any]) -> bytes:

@@ -14,15 +14,13 @@ class Curves:
 
     Args:
         mode: offline (files in the run folder), online or disabled.
-        folder: the run folder.
-        name: the run's name.
         config: all options, for W&B's table.
         run_id: W&B's name of the run that is resumed, so that its curves continue. Steps that W&B already has, those
             after the checkpoint, stay as they are.
     """
 
     def __init__(self, mode: str, folder: Path, name: str, config: dict[str, Any], run_id: str | None = None) -> None:
-        self.run, self.broken = None, False
+        self.run = None
         self.run_id = run_id if run_id or mode == "disabled" else uuid.uuid4().hex[:8]
         if mode == "disabled":
             return
@@ -44,22 +42,20 @@ class Curves:
         try:
             yield
         except Exception as error:
-            self.run, self.broken = None, True
+            self.run = None
             why = " ".join(str(error).split())[:200]
             print(f"W&B could not {what} ({why}); training goes on without it", file=sys.stderr)
+            with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
+                import wandb
+
+                wandb.teardown(exit_code=1)
 
     def log(self, step: int, split: str, **values: float) -> None:
         if self.run is not None:
             with self.survive("log"):
                 self.run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
-    def finish(self, exit_code: int = 0) -> None:
+    def finish(self, exit_code: int) -> None:
         if self.run is not None:
             with self.survive("finish"):
                 self.run.finish(exit_code=exit_code)
-                self.run = None
-        if self.broken:
-            with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
-                import wandb
-
-                wandb.teardown(exit_code=1)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 
-from harness.checkpoints import Checkpoint, Damaged, last_whole, pack, read_checkpoint, steps_saved
+from harness.checkpoints import Checkpoint, Damaged, last_whole, read_checkpoint, steps_saved
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
 from harness.plugins import LOADED
@@ -81,13 +81,7 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
 def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
     """Where the run in a folder has other options than those asked for, `run.steps 4, not 5` for each.
 
-    Args:
-        path: the run folder.
-        configs: the sections data, model and run that are asked for, as dataclasses.
-        may_differ: by section, the options to ignore.
-
-    Raises:
-        BadInput: if its config.yaml cannot be read.
+    Options in may_differ, by section, are ignored. Raises BadInput if config.yaml cannot be read.
     """
     file = path / "config.yaml"
     try:
@@ -162,15 +156,14 @@ class RunFolder:
             self.lock.acquire()
             refuse_taken(configs)  # again, now that nobody else writes
             return self.prepare(configs, facts)
-        except Timeout as error:
-            what = f"--run.out {self.path} is being written by another process"
-            raise BadInput(f"{what}: wait until that has ended, or choose another --run.name") from error
         except BaseException as error:
             self.lock.release()
             if not isinstance(error, OSError) or error.errno in NO_ROOM:
                 raise
-            what = f"--run.out {self.path} cannot be written ({error.strerror})"
-            raise BadInput(f"{what}: name a folder that can") from error
+            what = f"cannot be written ({error.strerror}): name a folder that can"
+            if isinstance(error, Timeout):
+                what = "is being written by another process: wait until that has ended, or choose another --run.name"
+            raise BadInput(f"--run.out {self.path} {what}") from error
 
     def prepare(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
         """Make the folder what it was at its last whole checkpoint, which is returned, or empty it."""
@@ -186,8 +179,7 @@ class RunFolder:
             rubbish.unlink()
         logged = ""
         if last:
-            for rubbish in (self.path / "checkpoints").glob(".*"):  # of the same
-                shutil.rmtree(rubbish, ignore_errors=True)
+            self.remove()  # and what that process has left of checkpoints
             # whatever was logged after the checkpoint will be logged again
             step = last.state["step"]
             logged = "".join(json.dumps(event) + "\n" for event in read_metrics(self.path) if event["step"] <= step)
@@ -243,39 +235,36 @@ class RunFolder:
         """
         if state["step"] == self.saved:
             return
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        weights = {name: self.on_rank_0(tensor) for name, tensor in model.state_dict().items()}
-        kept = {
-            names[parameter]: {key: self.on_rank_0(value) for key, value in values.items()}
-            for parameter, values in optimizer.state.items()
-        }
-        self.world.lead(self.write, weights, kept, state)
+        weights = self.gather_on_rank_0(model.state_dict())
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in optimizer.state}
+        kept = {name: self.gather_on_rank_0(optimizer.state[parameter]) for name, parameter in parameters.items()}
+        self.world.lead(self.write, Checkpoint(state, weights, kept))
         self.saved = state["step"]
 
-    def on_rank_0(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A tensor in full on the CPU of rank 0, and nothing elsewhere, where it would only need room."""
-        full = gather_tensor(tensor.detach())
-        return full.cpu().contiguous() if self.world.leads else None
+    def gather_on_rank_0(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors on the CPU of rank 0, and none elsewhere, where they would only need room."""
+        whole = ((name, gather_tensor(tensor.detach())) for name, tensor in tensors.items())
+        return {name: tensor.cpu().contiguous() for name, tensor in whole if self.world.leads}
 
-    def write(self, weights: dict[str, Any], kept: dict[str, Any], state: dict[str, Any]) -> None:
+    def write(self, now: Checkpoint) -> None:
         """Write a checkpoint, and then remove those that are no longer kept."""
-        step = state["step"]
-        state["metrics_sha256"] = self.logged.hexdigest()
-        files = pack(weights, kept, state, (self.path / "config.yaml").read_bytes())
+        step = now.state["step"]
+        now.state["metrics_sha256"] = self.logged.hexdigest()
+        files = now.pack((self.path / "config.yaml").read_bytes())
         os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
         self.remove(step)  # a damaged one, which was not gone on from
         write_folder_whole(self.path / "checkpoints" / f"step-{step}", files)
-        best = (state.get("best") or {}).get("step")
+        best = (now.state.get("best") or {}).get("step")
         self.remove(*set(steps_saved(self.path)).difference((step, self.saved, best)))
 
     def remove(self, *steps: int) -> None:
-        """Remove checkpoints, if they are there, and what is left of earlier ones that a disk removed only in part."""
+        """Remove checkpoints, if they are there, and what is left of others, written or removed only in part."""
         folder = self.path / "checkpoints"
         for step in steps:
             if (folder / f"step-{step}").exists():  # renamed first, so that a half-removed one is never read
                 shutil.rmtree(folder / f".old-{step}", ignore_errors=True)
                 os.replace(folder / f"step-{step}", folder / f".old-{step}")
-        for rest in folder.glob(".old-*"):
+        for rest in folder.glob(".*"):
             shutil.rmtree(rest, ignore_errors=True)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:

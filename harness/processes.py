@@ -9,6 +9,7 @@ collectives, calls that every rank has to make, such as a sum over all ranks. do
 import contextlib
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,11 +51,7 @@ class World:
         return box[0]
 
     def together(self, do: Callable[..., T], *args: Any) -> T:
-        """Let every rank do something by itself, without collectives. If it fails on one rank, it fails on all.
-
-        Raises:
-            BadInput: and whatever else it raised, here or on another rank; only rank 0 raises what the others know too.
-        """
+        """Let every rank do something by itself, without collectives. If it fails on one rank, it fails on all."""
         if self.size == 1:
             return do(*args)
         result, error = None, None
@@ -173,12 +170,10 @@ def meet_processes() -> Iterator[World]:
             before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python would hear it only once all have come
             dist.init_process_group(choose_backends(), store=agree_on_store(), rank=world.rank, world_size=world.size)
             signal.signal(signal.SIGTERM, before)
-        with contextlib.ExitStack() as silence:
-            if not world.leads:
-                nobody = silence.enter_context(open(os.devnull, "w"))
-                silence.enter_context(contextlib.redirect_stdout(nobody))
-                silence.enter_context(contextlib.redirect_stderr(nobody))
-            yield world
+        with open(os.devnull, "w") as nobody:
+            out, err = (sys.stdout, sys.stderr) if world.leads else (nobody, nobody)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                yield world
     except RuntimeError as error:
         signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL")
         is_lost_peer = isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

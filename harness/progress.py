@@ -1,7 +1,4 @@
-"""What a training run says on the screen: what it is about to do, what came out, and why it ended early.
-
-Every function takes the `harness.run.Run` that it tells of.
-"""
+"""What a training run, a harness.run.Run, says on the screen: what it will do, what came out, why it ended early."""
 
 import math
 from itertools import takewhile
@@ -88,13 +85,7 @@ def describe_bad_step(run: Any, step: int, loss: float, norm: float) -> str:
 
 
 def describe_failure(run: Any, error: BaseException, saved: str) -> str | None:
-    """What to say of an error that is the machine's: memory, compiler, disk or output; None for any other.
-
-    Args:
-        run: the one that failed.
-        error: what it met.
-        saved: what there is to go on from, in words.
-    """
+    """What to say of an error that is the machine's: memory, compiler, disk or output; None for any other."""
     again = f"{saved}: go on with --run.resume true"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         # the CPU's has no class of its own

@@ -1,8 +1,9 @@
 """Where a measurement was made: versions and processor."""
 
-import contextlib
 import hashlib
 import os
+import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,19 +13,13 @@ from torch import Tensor, nn
 
 def versions() -> dict[str, str]:
     """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
-    import platform
-
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
+    linux = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+?)\s*$", linux.read_text() if linux.exists() else "", re.MULTILINE)
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu": cpu,
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         **gpu,
     }
@@ -32,13 +27,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of this code, with a + if files were changed since; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
+    ask = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-        return head + ("+" if changed.strip() else "")
+        return subprocess.run(
+            name, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

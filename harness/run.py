@@ -1,15 +1,6 @@
 """A training run around its loop: all that keeps it honest, alive and visible, and is not the idea.
 
-train.py holds one object of the harness, a `Run`, in this order:
-
-    run = Run(data, model, run, world)       refuses what cannot be done, before any work
-    run.complete_model_config(corpus)        with the vocabulary of the corpus
-    run.place(model)                         on its device, or spread over several processes
-    with run.begin(optimizer):               the folder, the last checkpoint, curves, signals
-        for step in run.steps():             from where a stopped run was
-            ...                              run.micro_batches, run.autocast, run.model, run.sum
-            run.after(step, ...)             logs, evaluates, saves, obeys signals
-    run.result                               what result.json says
+A `Run` is all that train.py holds of the harness; its function `train` shows in which order its methods are called.
 """
 
 import math
@@ -73,11 +64,7 @@ class Run:
     # ---- before the loop ---------------------------------------------------------------------------------------------
 
     def find_finished(self) -> dict[str, Any] | None:
-        """What result.json says, if the run to resume is finished.
-
-        Raises:
-            BadInput: if the run folder is taken, or the run in it was started with other options.
-        """
+        """What result.json says, if the run to resume is finished. Raises BadInput if its folder cannot be used."""
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
             raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
@@ -102,11 +89,7 @@ class Run:
         return device, *devices.pick_precision(config.precision, device)
 
     def complete_model_config(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
-        """The config of a model that fits the corpus and this machine's memory."""
-        return self.together(self.complete_alone, corpus)
-
-    def complete_alone(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
-        """The same, on one process."""
+        """The config of the model with the vocabulary of the corpus. Raises BadInput if memory cannot hold it."""
         if self.old:
             refuse_other_tokenizer(self.old, corpus.tokenizer)
         config, asked = self.config, self.configs["model"]
@@ -133,13 +116,12 @@ class Run:
     def begin(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """Take the folder, go on from its last checkpoint, and when the loop has ended write what came out.
 
-        Raises:
-            BadInput: if the folder cannot be had.
-            RunFailed: when the loss is no longer finite, or memory or space runs out; checkpoints and logs stay.
-            KeyboardInterrupt, SystemExit: when the run was told to stop; it has finished its step and saved.
+        A run that was told to stop has finished its step and saved when KeyboardInterrupt or SystemExit is raised.
         """
         config = self.config
         self.folder = RunFolder(self.configs, self.facts, self.world)
+        several = {"processes": self.world.size, "rows_by_rank": self.world.shares(config.batch_size)}
+        self.ranks = several if self.world.size > 1 else {}
         self.state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0}
         self.state |= {"looked": 0.0, **self.facts}
         if self.old:
@@ -148,7 +130,7 @@ class Run:
             self.state |= self.folder.last.state
         self.optimizer, self.curves, self.status, self.signals = optimizer, None, "failed", Signals()
         try:
-            self.folder.result("running", **self.state, **self.ranks())
+            self.folder.result("running", **self.state, **self.ranks)
             print(progress.describe_plan(self), flush=True)
             everything = {name: asdict(part) for name, part in self.configs.items()}
             mode = config.wandb if self.world.leads else "disabled"
@@ -186,10 +168,7 @@ class Run:
         self.signals.leave(self.world.merge_signals(self.signals)[0])
 
     def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's rows of a batch, (B, T) each, in parts that go through the model at once, on its device.
-
-        Gradients are summed over processes in the backward pass of the last part.
-        """
+        """This process's rows of a batch, (B, T) each, in parts that go through the model at once, on its device."""
         rows = self.rows * max(1, len(inputs) // self.config.batch_size)  # more where a task's episodes are short
         parts = self.world.parts(inputs, targets, rows)
         for i, (x, y) in enumerate(parts, 1):
@@ -218,13 +197,9 @@ class Run:
         return False
 
     def after(self, step: int, inputs: Tensor, targets: Tensor, **values: float) -> None:
-        """Log a step; when it is time, evaluate and save; stop if a signal has asked for that.
+        """Log a step, 0 .. steps - 1, of a batch, (B, T) each; when it is time, evaluate and save; obey signals.
 
-        Args:
-            step: the one that was done, 0 .. steps - 1.
-            inputs: its batch, (B, T).
-            targets: the same, one token later.
-            values: what to log, its loss and grad_norm among them.
+        The values are what to log, the loss and grad_norm among them.
         """
         config, state, now = self.config, self.state, time.perf_counter()
         state |= {"step": step + 1, "seconds": now - self.began}
@@ -272,10 +247,7 @@ class Run:
         return best
 
     def score(self, split: str, count: int | None = None) -> Score:
-        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training.
-
-        Each process scores its rows of every batch of windows.
-        """
+        """The score of a split in windows of the trained length. It draws nothing, so it cannot change training."""
         self.model.eval()
         # a sharded model as any function of tokens: a cache, which long windows would go through, cannot be sharded
         model = (lambda tokens: self.model(tokens)) if self.config.shard else self.model
@@ -298,7 +270,7 @@ class Run:
         tokens = self.config.steps * self.config.batch_size * self.bare.config.seq_len
         outcome = {
             **self.state,
-            **self.ranks(),
+            **self.ranks,
             "parameters": sum(p.numel() for p in self.bare.parameters()),
             "position_parameters": sum(p.numel() for p in self.bare.position.parameters()),
             "val_loss": val.loss,
@@ -332,12 +304,3 @@ class Run:
         if why := progress.describe_failure(self, error, saved):
             raise RunFailed(why) from error
         raise error
-
-    def ranks(self) -> dict[str, Any]:
-        """What result.json says of several processes: how many, and whose rows of a batch are whose.
-
-        Rows are counted from 0, from the first up to the one before the second number.
-        """
-        if self.world.size == 1:
-            return {}
-        return {"processes": self.world.size, "rows_by_rank": self.world.shares(self.config.batch_size)}

@@ -12,13 +12,7 @@ from typing import Any
 
 
 class Signals:
-    """What signals have asked of a training run. Made when it begins; `let_go` when it ends.
-
-    Attributes:
-        between_steps: whether the run looks here after every step. Otherwise a stop ends it at once.
-        stop: the signal that asked to stop, one of STOPS.
-        save: whether a save was asked for, by one of SAVES.
-    """
+    """What signals have asked of a training run. Made when it begins; `let_go` when it ends."""
 
     STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see harness/cluster.py
     SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
@@ -27,7 +21,10 @@ class Signals:
     PATIENCE, ALONE = 5.0, True
 
     def __init__(self) -> None:
-        self.between_steps, self.save, self.stop, self.since = False, False, None, 0.0
+        self.between_steps = False  # whether the run looks here after every step; otherwise a stop ends it at once
+        self.save = False  # whether one of SAVES has come
+        self.stop: int | None = None  # the one of STOPS that came first
+        self.since = 0.0  # when it came, time.monotonic's seconds
         begun_by_another = multiprocessing.parent_process() is not None or "LOCAL_RANK" in os.environ  # torchrun's
         self.alone = self.ALONE and not begun_by_another
         self.before: dict[int, Any] = {}
