@@ -87,8 +87,7 @@ def describe_bad_step(run: Any, step: int, loss: float, norm: float) -> str:
 def describe_failure(run: Any, error: BaseException, saved: str) -> str | None:
     """What to say of an error that is the machine's: memory, compiler, disk or output; None for any other."""
     again = f"{saved}: go on with --run.resume true"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        # the CPU's has no class of its own
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):  # a CPU's
         names = ("seq_len", "d_model", "n_layer")
         shape = ", ".join(f"--model.{name} {getattr(run.bare.config, name)}" for name in names)
         return (

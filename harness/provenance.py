@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 def versions() -> dict[str, str]:
     """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
-    linux = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.+?)\s*$", linux.read_text() if linux.exists() else "", re.MULTILINE)
+    on_linux = Path("/proc/cpuinfo").read_text() if os.access("/proc/cpuinfo", os.R_OK) else ""
+    named = re.search(r"^model name\s*: *(.*\S)", on_linux, re.MULTILINE)
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "python": platform.python_version(),
@@ -29,9 +29,7 @@ def commit() -> str | None:
     """The commit of this code, with a + if files were changed since; None outside a git checkout."""
     ask = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        return subprocess.run(
-            name, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(ask, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -155,11 +155,9 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, 0 .. steps - 1, with a progress bar. A signal to stop is obeyed between two."""
-        self.first, steps = self.state["step"], self.config.steps
+        config, self.left = self.config, range(self.state["step"], self.config.steps)
         self.began = time.perf_counter() - self.state["seconds"]
-        self.bar = tqdm(
-            range(self.first, steps), self.config.name, initial=self.first, total=steps, unit="step", disable=None
-        )
+        self.bar = tqdm(self.left, config.name, initial=self.left.start, total=config.steps, unit="step", disable=None)
         self.signals.between_steps = True
         for step in self.bar:
             self.step_began = time.perf_counter()
@@ -216,7 +214,7 @@ class Run:
             **({} if math.isfinite(loss + values["grad_norm"]) else {"skipped": state["skipped"]}),
         )
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        if step == self.first + 2:  # the first steps are slower
+        if step == self.left.start + 2:  # the first steps are slower
             minutes, seconds = divmod(round((now - self.step_began) * (config.steps - step - 1)), 60)
             tqdm.write(f"  step {step + 1:>5}  about {minutes} min {seconds} s to go")
         last = step + 1 == config.steps

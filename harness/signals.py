@@ -31,8 +31,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may say what signals do
         for number in (*self.STOPS, *self.SAVES):
-            ignored = number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN  # a shell's background job
-            if not ignored:
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
                 self.before[number] = signal.signal(number, self.note)
 
     def let_go(self) -> None:
