@@ -29,7 +29,7 @@ class Checkpoint:
     optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
 
     def pack(self, config: bytes) -> dict[str, bytes]:
-        """Its files, by name; config.yaml is given."""
+        """The files of the checkpoint, content by name. The content of config.yaml is passed in."""
         buffer = io.BytesIO()
         torch.save({"state": self.state, "optimizer": self.optimizer}, buffer)
         files = {"model.safetensors": save(self.weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
@@ -89,13 +89,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def steps_saved(path: Path) -> list[int]:
-    """The steps that a run folder has checkpoints of, the last first."""
+    """The steps at which a run folder has checkpoints, the latest first."""
     names = [folder.name for folder in (path / "checkpoints").glob("step-*")]
     return sorted((int(name[5:]) for name in names if name[5:].isdecimal()), reverse=True)
 
 
 def last_whole(path: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a run, if there is one. Damaged ones that come after it are named on stderr."""
+    """The latest undamaged checkpoint of a run, if there is one. Damaged later ones are named on stderr."""
     for step in steps_saved(path):
         try:
             return read_checkpoint(path / "checkpoints" / f"step-{step}")

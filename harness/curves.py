@@ -38,7 +38,7 @@ class Curves:
 
     @contextlib.contextmanager
     def survive(self, what: str) -> Iterator[None]:
-        """Whatever W&B raises is said in one line, and W&B is not called again."""
+        """Report whatever W&B raises in one line, and do not call W&B again."""
         try:
             yield
         except Exception as error:

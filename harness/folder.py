@@ -51,7 +51,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is
 
 
 def is_aside(path: Path) -> bool:
-    """Whether a file is one of write_whole's, not renamed yet or never."""
+    """Whether a file is a temporary one of write_whole's, which is about to be renamed or was left behind."""
     return re.fullmatch(rf"\.({'|'.join(map(re.escape, (*FILES, 'config.yaml')))})\.\d+", path.name) is not None
 
 
@@ -79,7 +79,7 @@ def verify_finished(path: Path) -> dict[str, Any] | None:
 
 
 def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER) -> list[str]:
-    """Where the run in a folder has other options than those asked for, `run.steps 4, not 5` for each.
+    """How the options of the run in a folder differ from those asked for, each as `run.steps 4, not 5`.
 
     Options in may_differ, by section, are ignored. Raises BadInput if config.yaml cannot be read.
     """
@@ -106,7 +106,7 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
 
 
 def refuse_taken(configs: dict[str, Any]) -> None:
-    """Raise BadInput if the run folder holds something else, or a run that is not to be replaced and cannot go on."""
+    """Raise BadInput if the folder holds something other than a run, or a run that can neither go on nor be replaced."""
     config = configs["run"]
     path = Path(config.out)
     if path.exists() and not path.is_dir():
@@ -147,7 +147,7 @@ class RunFolder:
         self.saved = self.last.state["step"] if self.last else 0  # the step of the last checkpoint
 
     def take(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
-        """Lock the folder and make it ready; the checkpoint to go on from."""
+        """Lock the folder, prepare it, and return the checkpoint to go on from."""
         refuse_taken(configs)
         # no stand-in where the file system has no locks: that would be a file that outlives its owner
         self.lock = FileLock(self.path / ".lock", timeout=0, fallback_to_soft=False)
@@ -166,7 +166,7 @@ class RunFolder:
             raise BadInput(f"--run.out {self.path} {what}") from error
 
     def prepare(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
-        """Make the folder what it was at its last whole checkpoint, which is returned, or empty it."""
+        """Put the folder back to its last whole checkpoint, and return that; without one, remove the old run."""
         last = None
         if configs["run"].resume and (self.path / "config.yaml").exists():
             last = last_whole(self.path)
@@ -204,7 +204,7 @@ class RunFolder:
         return last
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the log and release the lock."""
         if not self.world.leads:
             return
         with contextlib.suppress(OSError):  # a full disk, which was said at the line that did not fit
@@ -268,7 +268,7 @@ class RunFolder:
             shutil.rmtree(rest, ignore_errors=True)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
-        """Write the weights of a whole model and the tokenizer, and learned factors as lists; the weights' sha256."""
+        """Write the final weights, the tokenizer and any learned factors, as lists; return the weights' sha256."""
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         self.remove()
         if getattr(model.position, "log_factor", None) is not None:

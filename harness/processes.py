@@ -1,4 +1,4 @@
-"""One run on several processes, which together compute what one process would.
+"""One run spread over several processes, which together compute what a single process would.
 
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
 
@@ -69,7 +69,7 @@ class World:
         self.end((BadInput if is_input else RunFailed)(f"on rank {first}: {text}"))
 
     def gather_objects(self, mine: Any) -> list[Any]:
-        """What every rank gives, in the order of their numbers."""
+        """The objects of all ranks, in rank order."""
         everyone = [mine] * self.size
         if self.size > 1:
             dist.all_gather_object(everyone, mine)
@@ -91,12 +91,12 @@ class World:
                     self.end(BadInput(f"{was}: give every machine the same command and data"))
 
     def merge_signals(self, signals: Signals) -> tuple[int | None, bool]:
-        """Which signal asked any rank to stop, and whether any was asked to save: what all of them then do."""
+        """The signal that asked any rank to stop, if one did, and whether any was asked to save: all ranks then obey."""
         stop, save = self.reduce(signals.stop or 0, signals.save, by=dist.ReduceOp.MAX)
         return int(stop) or None, bool(save)
 
     def shares(self, n: int) -> list[tuple[int, int]]:
-        """Every rank's rows of n, from the first up to the one before the second number: as many each, or one more."""
+        """Each rank's share of n rows, as (start, stop) with stop excluded. Shares differ by at most one row."""
         return [(rank * n // self.size, (rank + 1) * n // self.size) for rank in range(self.size)]
 
     def parts(self, inputs: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
@@ -120,7 +120,7 @@ class World:
         return reduced.tolist()
 
     def choose_device(self, device: torch.device) -> torch.device:
-        """This rank's device of a kind: each has a GPU of its own. Raises BadInput if there is none for it."""
+        """The device for this rank: on GPUs, each rank has its own. Raises BadInput if there are too few."""
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda":
@@ -131,7 +131,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def choose_threads(self, asked: int | None) -> int | None:
-        """How many threads PyTorch takes on the CPU: those asked for, or a rank's part of its machine's cores."""
+        """How many CPU threads PyTorch uses: as many as asked for, or this rank's share of the machine's cores."""
         if asked is None and self.local_size > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own choice
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             return max(1, cores // self.local_size)
@@ -187,7 +187,7 @@ def meet_processes() -> Iterator[World]:
 
 
 def read_numbers(given: list[str]) -> list[int]:
-    """What torchrun has put into the environment, as numbers. Raises BadInput if they cannot be torchrun's."""
+    """The numbers that torchrun put into the environment. Raises BadInput if torchrun cannot have set them."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if all(value.isdecimal() for value in given):
         rank, size, local_rank, local_size = map(int, given)
@@ -279,7 +279,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_model(bare: Transformer) -> Transformer:
-    """A model that needs no other rank: itself, or of a sharded one a whole copy. Every rank has to call it."""
+    """A model with all its weights on this rank: itself, or a whole copy if it is sharded. Every rank has to call it."""
     if not hasattr(bare, "set_requires_gradient_sync"):
         return bare
     copy = Transformer(bare.config).to(bare.embedding.weight.device)

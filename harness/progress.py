@@ -40,12 +40,12 @@ def describe_plan(run: Any) -> str:
 
 
 def describe_figures(bits_per_byte: float, accuracy: float | None) -> str:
-    """What is shown beside a loss: bits per byte, or accuracy for tasks, where bytes mean nothing."""
+    """What is shown beside a loss: bits per byte, or for tasks, where bytes mean nothing, the accuracy."""
     return f"{accuracy:.3f} of the tokens right" if math.isnan(bits_per_byte) else f"{bits_per_byte:.4f} bits per byte"
 
 
 def describe_outcome(run: Any) -> str:
-    """What came out: the figures, some sampled text, the next command."""
+    """The outcome of the run: its figures, a sample of text and the next command."""
     config, corpus, room, result = run.config, run.corpus, run.bare.config.seq_len, run.result
     model = run.bare.eval()
     skipped = f", {result['skipped']} step{'s' * (result['skipped'] > 1)} skipped" if result["skipped"] else ""

@@ -1,4 +1,4 @@
-"""Where a measurement was made: versions and processor."""
+"""Where a measurement was made and what it began with: versions, processor, commit, hashes of weights and batches."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its config: Python and PyTorch versions, the processor, its number type."""
+    """What a result depends on besides its config: the versions of Python and PyTorch, the processor and the GPU."""
     on_linux = Path("/proc/cpuinfo").read_text() if os.access("/proc/cpuinfo", os.R_OK) else ""
     named = re.search(r"^model name\s*: *(.*\S)", on_linux, re.MULTILINE)
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

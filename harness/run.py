@@ -1,4 +1,4 @@
-"""A training run around its loop: all that keeps it honest, alive and visible, and is not the idea.
+"""Everything about a training run that is not its loop: folder, device, processes, evaluation, logs and signals.
 
 A `Run` is all that train.py holds of the harness; its function `train` shows in which order its methods are called.
 """
@@ -64,7 +64,7 @@ class Run:
     # ---- before the loop ---------------------------------------------------------------------------------------------
 
     def find_finished(self) -> dict[str, Any] | None:
-        """What result.json says, if the run to resume is finished. Raises BadInput if its folder cannot be used."""
+        """What result.json says if the run to resume has already finished. Raises BadInput for an unusable folder."""
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
             raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
@@ -76,7 +76,7 @@ class Run:
         return verify_finished(out) if self.config.resume else None
 
     def choose_device(self) -> tuple[torch.device, str, devices.Autocast]:
-        """The device of this process, and the precision there."""
+        """This process's device, its precision there, and what makes the context of a forward pass."""
         config, size = self.config, self.world.size
         if config.batch_size < size:
             wrong = f"--run.batch_size {config.batch_size} is below the {size} processes"
@@ -154,7 +154,7 @@ class Run:
     # ---- in the loop -------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, 0 .. steps - 1, with a progress bar. A signal to stop is obeyed between two."""
+        """The remaining steps of 0 .. steps - 1, with a progress bar. A signal to stop takes effect between two steps."""
         config, self.left = self.config, range(self.state["step"], self.config.steps)
         self.began = time.perf_counter() - self.state["seconds"]
         self.bar = tqdm(self.left, config.name, initial=self.left.start, total=config.steps, unit="step", disable=None)
@@ -180,7 +180,7 @@ class Run:
     gather = staticmethod(gather_tensor)
 
     def is_finite(self, step: int, loss: float, norm: float) -> bool:
-        """Whether a step's loss and gradient are finite: with --run.on_nan skip it is then passed over.
+        """Whether a step's loss and gradient are finite. If they are not, --run.on_nan skip leaves out the update.
 
         Raises:
             RunFailed: if they are not, with --run.on_nan stop; the weights stay as they are.
@@ -231,7 +231,7 @@ class Run:
         self.curves.log(self.state["step"], split, **values)
 
     def evaluate(self) -> bool:
-        """Score some windows of the validation split; whether no loss there was lower yet."""
+        """Score some windows of the validation split, and return whether this is the lowest loss so far."""
         began = time.perf_counter()
         val = self.score("validation", self.config.eval_windows)
         now = time.perf_counter()
@@ -288,7 +288,7 @@ class Run:
         self.status, self.result = "finished", {"status": "finished", **outcome}
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Say in result.json how the run ended, and raise its error, in words where it is the machine's."""
+        """Say in result.json how the run ended, and raise its error, as RunFailed if the machine is the cause."""
         saved = self.folder.saved
         saved = f"the last whole checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
         if isinstance(error, KeyboardInterrupt | SystemExit):

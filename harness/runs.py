@@ -22,7 +22,7 @@ from model import ModelConfig, Transformer
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a run's result.json says; empty if it has none or it cannot be read."""
+    """The content of a run's result.json; empty if the file is missing or cannot be read."""
     try:
         content = json.loads((path / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]
 
 
 def describe_progress(path: Path) -> str:
-    """How far a run got, in words. kill -9 leaves `running` and the step it began at, so the log is asked too."""
+    """How far a run got, in words. After kill -9, result.json still has the first step, so the log is read too."""
     result = read_result(path)
     status = result.get("status", "unfinished")
     step = result.get("step", 0)

@@ -35,7 +35,7 @@ class Signals:
                 self.before[number] = signal.signal(number, self.note)
 
     def let_go(self) -> None:
-        """Put back what signals did before."""
+        """Restore the earlier signal handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -50,7 +50,7 @@ class Signals:
             os._exit(128 + number)
 
     def leave(self, number: int | None) -> None:
-        """End the run if a signal asked for that: by Python's own ways, which end with 130 and 143."""
+        """End the run if a signal asked for that, by the exceptions that lead to exit codes 130 and 143."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number is not None:
