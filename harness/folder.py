@@ -106,7 +106,7 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
 
 
 def refuse_taken(configs: dict[str, Any]) -> None:
-    """Raise BadInput if the folder holds something other than a run, or a run that can neither go on nor be replaced."""
+    """Raise BadInput if the folder holds something else than a run, or a run that can neither go on nor be replaced."""
     config = configs["run"]
     path = Path(config.out)
     if path.exists() and not path.is_dir():

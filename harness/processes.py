@@ -91,7 +91,7 @@ class World:
                     self.end(BadInput(f"{was}: give every machine the same command and data"))
 
     def merge_signals(self, signals: Signals) -> tuple[int | None, bool]:
-        """The signal that asked any rank to stop, if one did, and whether any was asked to save: all ranks then obey."""
+        """The signal that asked any rank to stop, if one did, and whether any was asked to save. All ranks obey."""
         stop, save = self.reduce(signals.stop or 0, signals.save, by=dist.ReduceOp.MAX)
         return int(stop) or None, bool(save)
 
@@ -279,7 +279,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_model(bare: Transformer) -> Transformer:
-    """A model with all its weights on this rank: itself, or a whole copy if it is sharded. Every rank has to call it."""
+    """A model with all its weights on this rank: itself, or a whole copy if it is sharded. Every rank must call it."""
     if not hasattr(bare, "set_requires_gradient_sync"):
         return bare
     copy = Transformer(bare.config).to(bare.embedding.weight.device)

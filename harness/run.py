@@ -154,7 +154,7 @@ class Run:
     # ---- in the loop -------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """The remaining steps of 0 .. steps - 1, with a progress bar. A signal to stop takes effect between two steps."""
+        """The remaining steps of 0 .. steps - 1, with a progress bar. A signal to stop takes effect between steps."""
         config, self.left = self.config, range(self.state["step"], self.config.steps)
         self.began = time.perf_counter() - self.state["seconds"]
         self.bar = tqdm(self.left, config.name, initial=self.left.start, total=config.steps, unit="step", disable=None)
