@@ -94,14 +94,13 @@ class Cache:
         self.tokens = torch.empty(batch_size, length, dtype=torch.long, device=like.device)
         self.positions = torch.empty(length, dtype=torch.long, device=like.device)
         self.start, self.used = 0, 0  # where the newest tokens begin and end
-        self.in_order = True  # token i stands at position i
 
-    def append(self, tokens: Tensor, positions: Tensor, in_order: bool) -> Tensor:
+    def append(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """First take in tokens, (B, T), at positions, (T,), and return the positions of all so far, (Tk,)."""
         (B, T), (rows, length) = tokens.shape, self.tokens.shape
         if self.used + T > length or rows != B:
             raise ValueError(f"cache of {(rows, length)}, {length - self.used} free a row, cannot take {B} x {T} more")
-        self.start, self.used, self.in_order = self.used, self.used + T, in_order
+        self.start, self.used = self.used, self.used + T
         self.tokens[:, self.start : self.used] = tokens
         self.positions[self.start : self.used] = positions
         return self.positions[: self.used]
@@ -234,17 +233,16 @@ class Transformer(nn.Module):
         computed for earlier tokens, and takes these in; ValueError if it has no room.
         """
         T, earlier = tokens.shape[1], 0 if cache is None else cache.used
-        in_order = positions is None and (cache is None or cache.in_order)  # key i stands at position i
+        plainly_causal = positions is None and (not earlier or T == 1)  # Tq = Tk, or a last query: fused needs no mask
         if positions is None:
-            begin = earlier if in_order or not earlier else cache.positions[earlier - 1] + 1
+            begin = cache.positions[:earlier].max() + 1 if earlier else 0
             positions = torch.arange(T, device=tokens.device) + begin
         x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C); before the cache: it may refuse
-        k_positions = positions if cache is None else cache.append(tokens, positions, in_order)  # (Tk,)
+        k_positions = positions if cache is None else cache.append(tokens, positions)  # (Tk,)
         if earlier and self.position.outdates_cache(earlier, k_positions):
             cache.used = 0  # its keys were turned at other frequencies (dynamic, longrope): compute all of it again
             return self(cache.tokens[:, : earlier + T].clone(), k_positions.clone(), cache, last or T)
         bias, mask = self.position.bias(positions, k_positions), None
-        plainly_causal = in_order and (not earlier or T == 1)  # Tq = Tk, or one last query: fused needs no mask
         if bias is not None or not plainly_causal or self.config.attention == "explicit":
             later = k_positions > positions[:, None]  # (Tq, Tk)
             mask = (torch.zeros_like(later).float() if bias is None else bias).masked_fill(later, -math.inf)
