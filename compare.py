@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def make_parser() -> Parser:
     """The command line of compare.py: its own options and all of train.py's."""
-    parser = make_run_parser("compare.py", first_paragraph(__doc__), train.RunConfig)
+    parser = make_run_parser("compare.py", first_paragraph(__doc__))
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")

@@ -229,8 +229,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits for the token after each token, (B, T) -> (B, T, V); or for the `last` ones alone, (B, last, V).
 
-        Positions, (T,), are where these tokens stand; by default 0 .. T-1, or on from the cache. A cache holds what was
-        computed for earlier tokens, and takes these in; ValueError if it has no room.
+        Positions, (T,), are where these tokens stand; by default 0 .. T-1, or on from the farthest one in the cache. A
+        cache holds what was computed for earlier tokens, and takes these in; ValueError if it has no room.
         """
         T, earlier = tokens.shape[1], 0 if cache is None else cache.used
         plainly_causal = positions is None and (not earlier or T == 1)  # Tq = Tk, or a last query: fused needs no mask

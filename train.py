@@ -3,9 +3,9 @@
     python train.py --config configs/rope.yaml
     python train.py --config configs/alibi.yaml --model.d_model 256 --run.steps 2000 --run.name alibi-256
 
-Values come from the defaults, then from config files and flags, of which a later one wins; `--print_config` shows the
-outcome. The run folder stores that and everything the run makes (harness/folder.py). A run that was stopped, by Ctrl-C,
-a cluster or a power cut, goes on from its last whole checkpoint:
+Values come from the defaults (harness/run_options.py), then from config files and flags, of which a later one wins;
+`--print_config` shows the outcome. The run folder stores that and everything the run makes (harness/folder.py). A run
+that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last whole checkpoint:
 
     python train.py --config runs/rope/config.yaml --run.resume true
 
@@ -17,65 +17,18 @@ over many processes, which compute the same (harness/processes.py):
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import data
 from harness.messages import first_paragraph, run_main
 from harness.processes import ALONE, World, meet_processes
-from harness.ranges import AT_LEAST_1, STRICT
 from harness.run import Run
-from harness.run_options import RunOptions, make_run_parser, parse_run
+from harness.run_options import RunConfig, make_run_parser, parse_run
 from model import ModelConfig, Transformer
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class RunConfig(RunOptions):
-    """How a run trains; where it lives and what it computes on is RunOptions' part.
-
-    Args:
-        seed: of first values and of batches.
-        steps: optimiser steps.
-        batch_size: rows of one optimiser step, over all processes.
-        micro_batch_size: rows that go through the model at once, in each process; if not given, on a CPU as many as
-            hold 2,048 tokens, elsewhere all.
-        learning_rate: AdamW's, at its highest.
-        embedding_rate: the embedding's rate, as a multiple of the others'.
-        schedule: how the rate falls after the warm-up, linear or cosine.
-        final_rate: what it falls to, a fraction of learning_rate.
-        warmup: the fraction of all steps in which the rate climbs.
-        weight_decay: AdamW's, on matrices and tables alone.
-        beta1: AdamW's, of the mean gradient.
-        beta2: AdamW's, of the mean square.
-        grad_clip: largest norm of the whole gradient.
-    """
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    steps: Annotated[int, Field(ge=1, le=10**12)] = 2000
-    batch_size: Annotated[int, AT_LEAST_1] = 4
-    micro_batch_size: Annotated[int | None, AT_LEAST_1] = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
-    embedding_rate: Annotated[float, Field(gt=0, le=1000)] = 3.0
-    schedule: Literal["linear", "cosine"] = "linear"
-    final_rate: Share = 0.0
-    warmup: Share = 0.1
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size % (self.micro_batch_size or 1):
-            wrong = f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}"
-            raise ValueError(f"{wrong}: choose one that does, 1 for example")
 
 
 def make_optimizer(model: Transformer, config: RunConfig) -> torch.optim.Optimizer:
@@ -151,7 +104,7 @@ def train(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
     with meet_processes() as world:  # those that torchrun has started; one otherwise
-        parser = make_run_parser("train.py", first_paragraph(__doc__), RunConfig)
+        parser = make_run_parser("train.py", first_paragraph(__doc__))
         _, data_config, model_config, config = world.together(parse_run, argv, parser)
         return train(data_config, model_config, config, world)
 

@@ -23,7 +23,7 @@ from harness.folder import RunFolder, refuse_taken, verify_finished
 from harness.messages import BadInput, RunFailed, silence
 from harness.processes import ALONE, World, gather_model, gather_tensor, sum_gradients
 from harness.provenance import chain_sha256, shared_sha256, versions
-from harness.run_options import RunOptions, fit_vocabulary
+from harness.run_options import RunConfig, fit_vocabulary
 from harness.runs import weights_sha256
 from harness.scoring import Score, score
 from harness.signals import Signals
@@ -38,7 +38,7 @@ class Run:
     Args:
         data_config: the corpus that is asked for.
         model_config: the model that is asked for.
-        config: the section run, a train.RunConfig; its name and out are filled in.
+        config: the section run; its name and out are filled in.
         world: the processes of the run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Run:
     """
 
     def __init__(
-        self, data_config: DataConfig, model_config: ModelConfig, config: RunOptions, world: World = ALONE
+        self, data_config: DataConfig, model_config: ModelConfig, config: RunConfig, world: World = ALONE
     ) -> None:
         self.config, self.world, self.together = config, world, world.together
         self.configs = {"data": data_config, "model": model_config, "run": config}

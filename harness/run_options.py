@@ -21,6 +21,7 @@ from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_oth
 from model import ModelConfig
 from positions import SCHEMES
 
+Share = Annotated[float, Field(ge=0, le=1)]
 ESSENTIAL = {  # what `--help` shows
     *("data.corpus", "data.tokenizer", "data.vocab_size", "model.position", "model.d_model", "model.n_layer"),
     *("model.n_head", "model.seq_len", "model.rope.scaling", "model.rope.factor", "run.out", "run.name", "run.seed"),
@@ -30,8 +31,8 @@ ESSENTIAL = {  # what `--help` shows
 
 
 @dataclass(frozen=True, config=STRICT)
-class RunOptions:
-    """Where a run lives, what it shows and on what it computes. How it trains is train.RunConfig's, which adds to this.
+class RunConfig:
+    """Where a run lives, what it shows, on what it computes and how it trains.
 
     Args:
         out: the run folder; runs/<name> if not given.
@@ -67,6 +68,20 @@ class RunOptions:
         extend_learned: how a learned table grows when a tuned run is longer: repeat (the old table again and again),
             interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
             vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
+        seed: of first values and of batches.
+        steps: optimiser steps.
+        batch_size: rows of one optimiser step, over all processes.
+        micro_batch_size: rows that go through the model at once, in each process; if not given, on a CPU as many as
+            hold 2,048 tokens, elsewhere all.
+        learning_rate: AdamW's, at its highest.
+        embedding_rate: the embedding's rate, as a multiple of the others'.
+        schedule: how the rate falls after the warm-up, linear or cosine.
+        final_rate: what it falls to, a fraction of learning_rate.
+        warmup: the fraction of all steps in which the rate climbs.
+        weight_decay: AdamW's, on matrices and tables alone.
+        beta1: AdamW's, of the mean gradient.
+        beta2: AdamW's, of the mean square.
+        grad_clip: largest norm of the whole gradient.
     """
 
     out: str | None = None
@@ -85,6 +100,19 @@ class RunOptions:
     resume: bool = False
     init_from: str | None = None
     extend_learned: Literal["repeat", "interpolate", "new"] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Annotated[int, Field(ge=1, le=10**12)] = 2000
+    batch_size: Annotated[int, AT_LEAST_1] = 4
+    micro_batch_size: Annotated[int | None, AT_LEAST_1] = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    embedding_rate: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    schedule: Literal["linear", "cosine"] = "linear"
+    final_rate: Share = 0.0
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     def __post_init__(self) -> None:
         if self.out == "":
@@ -97,9 +125,12 @@ class RunOptions:
             raise ValueError("run.init_from '' must name the folder of a finished run")
         if self.extend_learned and not self.init_from:
             raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
+        if self.batch_size % (self.micro_batch_size or 1):
+            wrong = f"run.micro_batch_size {self.micro_batch_size} does not divide run.batch_size {self.batch_size}"
+            raise ValueError(f"{wrong}: choose one that does, 1 for example")
 
 
-def make_run_parser(prog: str, description: str, run_config: type[RunOptions]) -> Parser:
+def make_run_parser(prog: str, description: str) -> Parser:
     """A command line with every option of a run."""
     parser = Parser(prog=prog, description=description, essential=ESSENTIAL)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of values; may be given several times")
@@ -107,13 +138,13 @@ def make_run_parser(prog: str, description: str, run_config: type[RunOptions]) -
     parser.add_argument("--plugin", action="extend", nargs="+", type=str, help=what)
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(ModelConfig, "model")
-    parser.add_class_arguments(run_config, "run")
+    parser.add_class_arguments(RunConfig, "run")
     return parser
 
 
 def parse_run(
     argv: list[str] | None, parser: Parser, schemes: list[str] | None = None
-) -> tuple[Any, DataConfig, ModelConfig, Any]:
+) -> tuple[Any, DataConfig, ModelConfig, RunConfig]:
     """What a command line asks for, checked: all of it, then its sections data, model and run, name and out filled in.
 
     Args:

@@ -37,7 +37,7 @@ def load_start(path: str | Path) -> FinishedRun:
 
 
 def defaults_from(old: FinishedRun, given: Any, run_config: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of a run that tunes an old one, by option: see RunOptions' init_from.
+    """The defaults of a run that tunes an old one, by option: see RunConfig.init_from.
 
     Args:
         old: the finished run.

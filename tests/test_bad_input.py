@@ -568,7 +568,7 @@ def test_the_table_is_read_whole():
 def test_more_threads_than_a_machine_can_start_are_bad_input():
     flags = ["--run.threads", "1000000"]  # only read: PyTorch would end the process
     with pytest.raises(BadInput, match=r"--run\.threads 1000000 must be at least 1 and at most 1,024"):
-        parse_run(flags, make_run_parser("train.py", "", train.RunConfig))
+        parse_run(flags, make_run_parser("train.py", ""))
 
 
 def test_schemes_that_do_not_rotate_may_have_odd_heads_in_a_comparison(small, tmp_path):
@@ -581,7 +581,7 @@ def test_schemes_that_do_not_rotate_may_have_odd_heads_in_a_comparison(small, tm
 
 def test_an_empty_config_file_changes_nothing(small, tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    parser = make_run_parser("train.py", "", train.RunConfig)
+    parser = make_run_parser("train.py", "")
     assert parse_run([*small, "--config", str(tmp_path / "empty.yaml")], parser)[1:] == parse_run(small, parser)[1:]
 
 

@@ -105,7 +105,7 @@ def test_the_page_is_the_one_made_from_the_committed_figures():
 
 def preset(name: str) -> tuple[data.DataConfig, ModelConfig, train.RunConfig]:
     path = str(REPOSITORY / "configs" / f"{name}.yaml")
-    return parse_run(["--config", path], make_run_parser("train.py", "", train.RunConfig))[1:]
+    return parse_run(["--config", path], make_run_parser("train.py", ""))[1:]
 
 
 def test_the_gpu_preset_is_124m_parameters_on_fineweb_edu_compiled_in_bf16():

@@ -59,7 +59,7 @@ def test_every_config_file_loads_and_changes_what_it_states_and_nothing_else(pat
     for section, values in stated.items():
         expected[section].update(values)
     assert printed("--config", str(path)) == expected
-    asked, *_ = parse_run(["--config", str(path)], make_run_parser("train.py", "", train.RunConfig))
+    asked, *_ = parse_run(["--config", str(path)], make_run_parser("train.py", ""))
     assert asked.run.out is None
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from harness.ranges import explain
-from rope import Layout, RopeConfig, cos_sin, frequencies, half_split_order, rotate, rotated_width
+from rope import Layout, RopeConfig, cos_sin, frequencies, rotate, rotated_width
 
 LAYOUTS = ["interleaved", "half-split"]
 D = 16
@@ -69,9 +69,14 @@ def test_eq14_eq15_rotation_is_the_block_diagonal_matrix(layout: Layout) -> None
         close(ours[:, :, t], theirs, atol=1e-11)
 
 
+def half_split_order(d_rot: int) -> Tensor:
+    """Indices that put interleaved features into half-split order, (D,): 0, 2, 4, ..., 1, 3, 5, ..., then the rest."""
+    return torch.cat((torch.arange(0, d_rot, 2), torch.arange(1, d_rot, 2), torch.arange(d_rot, D)))
+
+
 def test_eq15_blocks_in_the_half_split_order_are_the_interleaved_ones() -> None:
     """The paper's matrix, neighbours paired, also describes half-split, its rows put in `half_split_order` order."""
-    x, order = normal(2, 3, len(POSITIONS), D), half_split_order(D, D)
+    x, order = normal(2, 3, len(POSITIONS), D), half_split_order(D)
     ours = rotate(x[..., order], POSITIONS, plain_theta(D), "half-split")
     for t, position in enumerate(POSITIONS.tolist()):
         theirs = (x[:, :, t] @ rotation_matrix(position, D, "interleaved").T)[..., order]
@@ -166,7 +171,7 @@ def test_position_0_is_the_identity(layout: Layout, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("d_rot", [D, 6])
 def test_layouts_agree_after_the_permutation(d_rot: int) -> None:
-    order, theta = half_split_order(d_rot, D), plain_theta(d_rot)
+    order, theta = half_split_order(d_rot), plain_theta(d_rot)
     assert sorted(order.tolist()) == list(range(D))
     q, k = normal(2, 3, len(POSITIONS), D, seed=1), normal(2, 3, len(POSITIONS), D, seed=2)
     interleaved = [rotate(x, POSITIONS, theta, "interleaved") for x in (q, k)]

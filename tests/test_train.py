@@ -154,10 +154,7 @@ def test_result_json_says_finished_with_every_figure(finished):
 
 
 def test_the_run_folder_is_runs_and_the_name_unless_told_otherwise(small, tmp_path):
-    asked = [
-        parse_run([*small, *flags], make_run_parser("train.py", "", train.RunConfig))[3]
-        for flags in ([], ["--run.name", "x"])
-    ]
+    asked = [parse_run([*small, *flags], make_run_parser("train.py", ""))[3] for flags in ([], ["--run.name", "x"])]
     assert [(config.name, config.out) for config in asked] == [("rope", "runs/rope"), ("x", "runs/x")]
 
 
@@ -401,7 +398,7 @@ def test_a_look_in_between_takes_evenly_spaced_windows_always_the_same(small, tm
 
 
 def parsed(*argv: str) -> tuple[data.DataConfig, ModelConfig, RunConfig]:
-    return parse_run(list(argv), make_run_parser("train.py", "", train.RunConfig))[1:]
+    return parse_run(list(argv), make_run_parser("train.py", ""))[1:]
 
 
 def config_file(path: Path, **sections: dict) -> str:

@@ -37,7 +37,7 @@ LISTS = {"short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 2.0, 3.0, 8.
 
 
 def parsed(*flags: str) -> tuple[data.DataConfig, ModelConfig, RunConfig]:
-    return parse_run(list(flags), make_run_parser("train.py", "", train.RunConfig))[1:]
+    return parse_run(list(flags), make_run_parser("train.py", ""))[1:]
 
 
 def tuned(old: Path, out: Path, *flags: str) -> Path:

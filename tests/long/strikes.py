@@ -293,7 +293,7 @@ def training(argv: list[str]) -> Callable[[list[str] | None], Any]:
     key = tuple(word for word in argv if word not in places.values())
     if key not in PARSED:
         flags = [*argv, "--run.out", "any", "--run.name", "any", "--data.cache", "any"]
-        PARSED[key] = parse_run(flags, make_run_parser("train.py", "a try", train.RunConfig))[1:]
+        PARSED[key] = parse_run(flags, make_run_parser("train.py", "a try"))[1:]
     data_config, model_config, config = PARSED[key]
     data_config = replace(data_config, cache=places["data.cache"])
     return lambda _: train.train(data_config, model_config, replace(config, out=places["run.out"]))
