@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from harness.corpora import DataConfig
-from harness.messages import BadInput
 from harness.preparing import PreparedCorpus, find_or_prepare
 from harness.tasks import TaskCorpus, load_task
 
@@ -62,7 +61,7 @@ class Corpus(PreparedCorpus):
             draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
             offset, *keys = draw.integers(2**32, size=5).tolist()
             starts[row] = offset % (spare + 1) + shuffled(turn, per_epoch, keys) * self.seq_len
-        return self._gather("train", starts, self.seq_len)
+        return self.gather("train", starts, self.seq_len)
 
     def windows(
         self, split: str, length: int, count: int | None = None, rows: int = 32
@@ -82,42 +81,13 @@ class Corpus(PreparedCorpus):
         if count is not None and count < len(starts):
             starts = starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)]
         for first in range(0, len(starts), rows):
-            yield self._gather(split, starts[first : first + rows], length)
-
-    def fixed_targets(
-        self, split: str, lengths: Sequence[int], n_targets: int = 32, count: int = 256
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Windows of several context lengths that all score the same target tokens, one length at a time.
-
-        Args:
-            split: train, validation or test.
-            lengths: context lengths in tokens, none beyond `longest(split)`.
-            n_targets: tokens scored at the end of each window, at most the shortest length.
-            count: windows, evenly spaced; fewer if the split is too short to score that many without a token twice.
-
-        Returns:
-            An iterator over (length L, inputs, targets), both (count, L) int64; all but the last n_targets are -100.
-        """
-        longest, n_tokens = max(lengths), len(self.tokens(split))
-        if longest > (most := self.longest(split)):
-            what = f"a context of {longest} tokens is longer than its {split} split allows ({most})"
-            raise BadInput(f"--data.corpus {self.name!r}: {what}: use a longer text or shorter lengths")
-        n_targets = min(n_targets, *lengths)
-        count = min(count, (n_tokens - 1 - longest) // n_targets + 1)
-        ends = np.linspace(longest, n_tokens - 1, count).astype(np.int64)  # (count,), each window's last target
-
-        def with_context(length: int) -> tuple[int, Tensor, Tensor]:
-            inputs, targets = self._gather(split, ends - length, length)
-            targets[:, :-n_targets] = -100
-            return length, inputs, targets
-
-        return map(with_context, lengths)
+            yield self.gather(split, starts[first : first + rows], length)
 
     def longest(self, split: str) -> int:
-        """The longest context, in tokens, that `fixed_targets` can give for a split."""
+        """The longest context that a split has, in tokens."""
         return len(self.tokens(split)) - 1
 
-    def _gather(self, split: str, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    def gather(self, split: str, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
         """Windows of a split from their first tokens' places, (B,) -> inputs and targets, (B, length) int64 each."""
         tokens = self.tokens(split)
         places = starts[:, None] + np.arange(length + 1)  # (B, length + 1)

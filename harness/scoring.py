@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from data import Corpus
 from harness.devices import Autocast
+from harness.messages import BadInput
 from harness.retrieval import TOKENS_AT_ONCE
 from harness.tasks import TaskCorpus
 from model import Transformer
@@ -132,9 +133,19 @@ PROTOCOLS = ("fixed", "windows", "sliding", "by-position", "shuffled-prefix")  #
 RETRIEVAL = "retrieval"  # for runs on a task
 
 
-def cut_fixed(corpus: Corpus, split: str, length: int, lengths: list[int]) -> Batches:
-    """Windows of one length whose scored targets, their last ones, are the same for all of `lengths`."""
-    _, inputs, targets = next(corpus.fixed_targets(split, [length, *lengths], n_targets=FIXED_TARGETS))
+def cut_fixed(corpus: Corpus, split: str, length: int, lengths: list[int], count: int = 256) -> Batches:
+    """Windows of one of these lengths; the targets scored, the last ones of each, are the same tokens for all lengths.
+
+    There are `count` windows, evenly spaced; fewer in a split too short for so many without a target twice.
+    """
+    longest, n_tokens, n_targets = max(lengths), len(corpus.tokens(split)), min(FIXED_TARGETS, *lengths)
+    if longest > (most := corpus.longest(split)):
+        what = f"a context of {longest} tokens is longer than its {split} split allows ({most})"
+        raise BadInput(f"--data.corpus {corpus.name!r}: {what}: use a longer text or shorter lengths")
+    count = min(count, (n_tokens - 1 - longest) // n_targets + 1)
+    ends = np.linspace(longest, n_tokens - 1, count).astype(np.int64)  # (count,), each window's last target
+    inputs, targets = corpus.gather(split, ends - length, length)
+    targets[:, :-n_targets] = -100
     return split_rows(inputs, targets)
 
 

@@ -8,7 +8,6 @@ import torch
 from texts import load_corpus, write
 
 import data
-from harness.messages import BadInput
 
 
 def test_batches_are_a_function_of_seed_and_step(corpus):
@@ -125,32 +124,3 @@ def test_a_count_of_windows_is_spaced_evenly_over_the_split(corpus):
     some = torch.cat([inputs for inputs, _ in corpus.windows("train", 16, count=5, rows=2)])
     assert torch.equal(some, every[np.linspace(0, len(every) - 1, 5).round().astype(int)])
     assert len(torch.cat([inputs for inputs, _ in corpus.windows("train", 16, count=10**9)])) == len(every)
-
-
-def test_fixed_targets_are_the_same_tokens_under_every_length(corpus):
-    tokens = torch.from_numpy(corpus.tokens("validation").astype(np.int64))
-    seen = {}
-    for length, inputs, targets in corpus.fixed_targets("validation", [32, 64, 256], n_targets=8, count=20):
-        assert inputs.shape == targets.shape == (20, length)
-        assert ((targets != -100).sum(1) == 8).all()
-        assert (targets[:, -8:] != -100).all()
-        assert torch.equal(inputs[:, -7:], targets[:, -8:-1])  # the scored tokens follow their own context
-        seen[length] = targets[:, -8:], inputs[:, -32:]
-    for targets, nearest_context in seen.values():
-        assert torch.equal(targets, seen[32][0])
-        assert torch.equal(nearest_context, seen[32][1])
-    assert seen[256][0][-1, -1] == tokens[-1]  # the last end is the split's end
-
-
-def test_fixed_targets_score_no_token_twice_and_are_fewer_in_a_short_split(corpus):
-    longest = corpus.longest("test")
-    ((_, _, targets),) = corpus.fixed_targets("test", [longest], n_targets=8)
-    assert len(targets) == 1
-    with pytest.raises(
-        BadInput, match=rf"a context of {longest + 1} tokens is longer .* test split allows \({longest}\)"
-    ):
-        corpus.fixed_targets("test", [8, longest + 1])
-    n_tokens = len(corpus.tokens("test"))
-    ((_, _, targets),) = corpus.fixed_targets("test", [16], n_targets=16, count=10**6)
-    assert targets[targets != -100].numel() <= n_tokens - 1
-    assert len(targets) == (n_tokens - 1 - 16) // 16 + 1

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import data
 from harness import scoring
+from harness.messages import BadInput
 from model import ModelConfig, Transformer
 from positions import SCHEMES
 from rope import OPTIONS, RopeConfig
@@ -169,7 +171,44 @@ def test_a_long_window_never_holds_a_bias_of_all_pairs():
     assert int(done.stdout) < 400  # megabytes; one float32 (8, 4096, 4096) has 537, and masking it makes another
 
 
-def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path):
+def all_of(batches: scoring.Batches) -> tuple[Tensor, Tensor]:
+    """Batches as one."""
+    inputs, targets = zip(*batches, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
+
+
+def test_fixed_targets_are_the_same_tokens_under_every_length(corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "FIXED_TARGETS", 8)
+    tokens = torch.from_numpy(corpus.tokens("validation").astype(int))
+    seen = {}
+    for length in (lengths := [32, 64, 256]):
+        inputs, targets = all_of(scoring.cut_fixed(corpus, "validation", length, lengths, count=20))
+        assert inputs.shape == targets.shape == (20, length)
+        assert ((targets != -100).sum(1) == 8).all()
+        assert (targets[:, -8:] != -100).all()
+        assert torch.equal(inputs[:, -7:], targets[:, -8:-1])  # the scored tokens follow their own context
+        seen[length] = targets[:, -8:], inputs[:, -32:]
+    for targets, nearest_context in seen.values():
+        assert torch.equal(targets, seen[32][0])
+        assert torch.equal(nearest_context, seen[32][1])
+    assert seen[256][0][-1, -1] == tokens[-1]  # the last end is the split's end
+
+
+def test_fixed_targets_score_no_token_twice_and_are_fewer_in_a_short_split(corpus, monkeypatch):
+    longest = corpus.longest("test")
+    _, targets = all_of(scoring.cut_fixed(corpus, "test", longest, [longest]))
+    assert len(targets) == 1
+    wrong = rf"a context of {longest + 1} tokens is longer .* test split allows \({longest}\)"
+    with pytest.raises(BadInput, match=wrong):
+        scoring.cut_fixed(corpus, "test", 8, [8, longest + 1])
+    monkeypatch.setattr(scoring, "FIXED_TARGETS", 16)
+    n_tokens = len(corpus.tokens("test"))
+    _, targets = all_of(scoring.cut_fixed(corpus, "test", 16, [16], count=10**6))
+    assert targets[targets != -100].numel() <= n_tokens - 1
+    assert len(targets) == (n_tokens - 1 - 16) // 16 + 1
+
+
+def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path, monkeypatch):
     (tmp_path / "long.txt").write_text("".join(chr(97 + (i * i) % 26) for i in range(400_000)))
     config = data.DataConfig(str(tmp_path / "long.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
     corpus, seen = data.load(config, 0, 4, 256), {}
@@ -178,12 +217,12 @@ def test_the_targets_are_the_last_32_tokens_of_at_least_256_windows(tmp_path):
     def model(inputs):
         return torch.zeros(*inputs.shape, 259)
 
-    def windows(split, lengths, **options):
-        for length, inputs, targets in data.Corpus.fixed_targets(corpus, split, lengths, **options):
-            seen[length] = targets[targets != -100].view(len(targets), -1)
-            yield length, inputs, targets
+    def cut(corpus, split, length, lengths, real=scoring.cut_fixed):
+        inputs, targets = all_of(real(corpus, split, length, lengths))
+        seen[length] = targets[targets != -100].view(len(targets), -1)
+        return [(inputs, targets)]
 
-    corpus.fixed_targets = windows
+    monkeypatch.setattr(scoring, "cut_fixed", cut)
     losses = scoring.measure_loss_by_length(
         model, corpus, "validation", [64, 256, 2048], torch.device("cpu"), torch.no_grad
     )
