@@ -16,7 +16,7 @@ from harness import pages
 from harness.measurements import SEEDS, TRAINED, Measurement, run_experiment, text_run
 from harness.messages import run_main
 from harness.pages import Figure, Rows, format_losses, judge, judge_pairs, paired_differences, select
-from harness.pictures import Line, draw_by_length, plotting
+from harness.pictures import Line, draw_by_length, picture
 from harness.tables import format_mean, markdown
 from positions import SCHEMES
 
@@ -97,12 +97,9 @@ def draw(rows: Rows, path: Path) -> None:
         points = {int(n): losses for n, losses in of_length.items() if None not in losses}
         look = SCHEMES[scheme]
         lines.append(Line(scheme, points, look.color, look.dash, look.marker))
-    plt = plotting()
-    figure, axis = plt.subplots(figsize=(7, 5.4), layout="constrained")
-    draw_by_length(axis, lines, TRAINED)
-    axis.set(title="Schemes, trained at 256 tokens", ylabel="loss on the same last tokens, nats per token")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with picture(path, 1, 1, (7, 5.4), dpi=130) as ((axis,),):
+        draw_by_length(axis, lines, TRAINED)
+        axis.set(title="Schemes, trained at 256 tokens", ylabel="loss on the same last tokens, nats per token")
 
 
 def section() -> str:

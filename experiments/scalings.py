@@ -25,7 +25,7 @@ from harness.pages import (
     paired_differences,
     select,
 )
-from harness.pictures import Line, draw_by_length, plotting
+from harness.pictures import Line, draw_by_length, picture
 from harness.tables import format_mean, markdown
 
 SCALINGS = {  # label -> options of evaluate.py; without a factor it is the length in use over the trained one
@@ -138,26 +138,25 @@ def expected(zero_shot: Rows, tuned: Rows) -> list[list[str]]:
 
 def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
     """Loss minus the baseline's against length, a line per scaling: zero-shot beside fine-tuned."""
-    plt = plotting()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
-    for axis, rows in zip(axes, (zero_shot, tuned), strict=True):
-        lines = []
-        for label in labels_of(rows):
-            over = {n * TRAINED: losses_over_crop(rows, label, n * TRAINED, zero_shot) for n in UP_TO_8}
-            color, dash, marker = evaluation.STYLE["longrope" if label == "learned factors" else label.split(",")[0]]
-            if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling with other options
-                color = "#000000"
-            lines.append(Line(label, {n: found for n, found in over.items() if found}, color, dash, marker))
-        draw_by_length(axis, [line for line in lines if line.points], TRAINED)
-        axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    axes[0].set(title="Scalings of rope, zero-shot", ylabel="loss minus that of the baseline, nats per token")
-    axes[1].set_title(f"Scalings of rope, fine-tuned for {TUNING_STEPS} steps at {TUNED_AT}")
-    ticks = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1]  # what tuning gains is a hundredth of what is lost farther out
-    axes[1].set_yscale("symlog", linthresh=0.1)
-    axes[1].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[1].set_ylabel("the same, logarithmic above 0.1")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with picture(path, 1, 2, (11, 5.4), dpi=130) as (axes,):
+        for axis, rows in zip(axes, (zero_shot, tuned), strict=True):
+            lines = []
+            for label in labels_of(rows):
+                over = {n * TRAINED: losses_over_crop(rows, label, n * TRAINED, zero_shot) for n in UP_TO_8}
+                color, dash, marker = evaluation.STYLE[
+                    "longrope" if label == "learned factors" else label.split(",")[0]
+                ]
+                if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling with other options
+                    color = "#000000"
+                lines.append(Line(label, {n: found for n, found in over.items() if found}, color, dash, marker))
+            draw_by_length(axis, [line for line in lines if line.points], TRAINED)
+            axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        axes[0].set(title="Scalings of rope, zero-shot", ylabel="loss minus that of the baseline, nats per token")
+        axes[1].set_title(f"Scalings of rope, fine-tuned for {TUNING_STEPS} steps at {TUNED_AT}")
+        ticks = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1]  # what tuning gains is a hundredth of what is lost farther out
+        axes[1].set_yscale("symlog", linthresh=0.1)
+        axes[1].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes[1].set_ylabel("the same, logarithmic above 0.1")
 
 
 def section() -> str:

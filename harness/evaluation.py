@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.pictures import Line, draw_by_length, draw_heat_maps, plotting
+from harness.pictures import Line, draw_by_length, draw_heat_maps, picture
 from harness.retrieval import name_quarter
 from harness.tables import group_by, markdown
 
@@ -82,20 +82,16 @@ def draw_accuracies(results: list[dict[str, Any]], scheme: str, trained: int, pa
 
 def draw_losses(results: list[dict[str, Any]], scheme: str, trained: int, path: Path) -> None:
     """One panel per protocol: loss by context length, for each scaling and for cropping; by-position, one length."""
-    plt, protocols = plotting(), group_by(results, "protocol")
-    size = (5.5 * len(protocols), 4.4)
-    figure, axes = plt.subplots(1, len(protocols), figsize=size, layout="constrained", squeeze=False)
-    longest = max(row["length"] for row in results)
-    for axis, (protocol, rows) in zip(axes[0], protocols.items(), strict=True):
-        by_position = protocol == "by-position"
-        rows = [row for row in rows if not by_position or row["length"] == longest]
-        rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
-        lines = [Line(f"cropped to {trained}", {row["x"]: [row["crop_loss"]] for row in rows}, "black", "-", "")]
-        for scaling, group in group_by(rows, "scaling").items():
-            lines.append(Line(scaling or scheme, {row["x"]: [row["loss"]] for row in group}, *STYLE[scaling]))
-        draw_by_length(axis, lines, trained)
-        if by_position:
-            axis.set_xlabel(f"tokens before the target, windows of {longest}")
-        axis.set(ylabel="loss, nats per token", title=protocol)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    protocols, longest = group_by(results, "protocol"), max(row["length"] for row in results)
+    with picture(path, 1, len(protocols), (5.5 * len(protocols), 4.4)) as (axes,):
+        for axis, (protocol, rows) in zip(axes, protocols.items(), strict=True):
+            by_position = protocol == "by-position"
+            rows = [row for row in rows if not by_position or row["length"] == longest]
+            rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
+            lines = [Line(f"cropped to {trained}", {row["x"]: [row["crop_loss"]] for row in rows}, "black", "-", "")]
+            for scaling, group in group_by(rows, "scaling").items():
+                lines.append(Line(scaling or scheme, {row["x"]: [row["loss"]] for row in group}, *STYLE[scaling]))
+            draw_by_length(axis, lines, trained)
+            if by_position:
+                axis.set_xlabel(f"tokens before the target, windows of {longest}")
+            axis.set(ylabel="loss, nats per token", title=protocol)

@@ -1,8 +1,9 @@
-"""What pictures share: matplotlib itself, lines by context length, heat maps."""
+"""What pictures share: the figure itself, lines by context length, heat maps."""
 
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,38 @@ import numpy as np
 from harness.tables import interval
 
 
-def plotting() -> Any:
-    """matplotlib's pyplot for pictures in files, which need no screen and no backend that a notebook has set.
+@contextmanager
+def picture(path: Path, rows: int, columns: int, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
+    """matplotlib's axes, (rows, columns), of a figure of this size in inches, which is written to a file at the end.
 
-    It is imported here because that takes a second, and most scripts draw nothing.
+    matplotlib is imported here because that takes a second, and most scripts draw nothing.
     """
-    os.environ["MPLBACKEND"] = "Agg"  # before the import, which refuses a name that is not installed
-    import matplotlib
+    os.environ["MPLBACKEND"] = "Agg"  # the import refuses a name that is not installed, as a notebook may have set
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
+    figure = Figure(size, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False)
+    figure.savefig(path, dpi=dpi)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a picture: the values of all seeds at each context length, and its look."""
+    """A line of a picture: the values of all seeds at each step or context length, and its look."""
 
     label: str
     points: dict[int, list[float]]
     color: str
     dash: Any
     marker: str
+
+    def draw(self, axis: Any, places: Iterable[float], draw_interval: Callable[..., Any], **how: float) -> None:
+        """Draw the means, and their intervals if there are any."""
+        middles, halves = zip(*(interval(values) for values in self.points.values()), strict=True)
+        look = {"linestyle": self.dash, "marker": self.marker, "markersize": 5}
+        axis.plot(places, middles, color=self.color, **look, label=self.label)
+        if None not in halves:
+            edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
+            draw_interval(places, *edges, color=self.color, **how)
 
 
 def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
@@ -44,16 +54,11 @@ def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
         lines: what to draw; a line of one seed among others of several says so in the legend.
         trained: the trained length, which is marked.
     """
-    several = any(len(values) > 1 for line in lines for values in line.points.values())
+    alone = [all(len(values) == 1 for values in line.points.values()) for line in lines]
     for i, line in enumerate(lines):
-        middles, halves = zip(*(interval(values) for values in line.points.values()), strict=True)
-        label = line.label + " (1 seed)" * (several and set(halves) == {None})
         places = [length * 2 ** (0.04 * (i - (len(lines) - 1) / 2)) for length in line.points]
-        look = {"color": line.color, "linestyle": line.dash, "marker": line.marker, "markersize": 5}
-        axis.plot(places, middles, **look, label=label)
-        if None not in halves:
-            edges = [[m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1)]
-            axis.vlines(places, *edges, color=line.color, alpha=0.6, linewidth=1.5)
+        named = replace(line, label=line.label + " (1 seed)" * (alone[i] and not all(alone)))
+        named.draw(axis, places, axis.vlines, alpha=0.6, linewidth=1.5)
     lengths = sorted({length for line in lines for length in line.points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
@@ -77,21 +82,16 @@ def draw_heat_maps(
     panels: list[list[tuple[str, dict[tuple[str, int], float | None]]]], trained: int, path: Path
 ) -> None:
     """Rows of panels, each a title and accuracy by (row, length). Each cell shows its number, or n/a for None."""
-    plt = plotting()
     height = sum(0.9 + 0.42 * len({row for row, _ in cells}) for (_, cells), *_ in panels)
-    figure, axes = plt.subplots(
-        len(panels), len(panels[0]), figsize=(4.3 * len(panels[0]) + 0.6, height), layout="constrained", squeeze=False
-    )
-    for axis, (title, cells) in zip(axes.ravel(), (panel for line in panels for panel in line), strict=True):
-        rows, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-        values = np.array([[cells[row, n] if cells[row, n] is not None else math.nan for n in lengths] for row in rows])
-        axis.imshow(values, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")  # never quite black: numbers stay readable
-        for (i, j), value in np.ndenumerate(values):
-            word = "n/a" if math.isnan(value) else f"{value:.2f}"
-            axis.text(j, i, word, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
-        axis.set_xticks(range(len(lengths)), [f"{n}*" if n == trained else str(n) for n in lengths], fontsize=8)
-        axis.set_yticks(range(len(rows)), rows, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("tokens of context (* trained)", fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with picture(path, len(panels), len(panels[0]), (4.3 * len(panels[0]) + 0.6, height)) as axes:
+        for axis, (title, cells) in zip(axes.ravel(), (panel for line in panels for panel in line), strict=True):
+            rows, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+            values = np.array([[cells[row, n] for n in lengths] for row in rows], dtype=float)  # None becomes NaN
+            axis.imshow(values, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")  # never quite black: numbers are read
+            for (i, j), value in np.ndenumerate(values):
+                word = "n/a" if np.isnan(value) else f"{value:.2f}"
+                axis.text(j, i, word, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
+            axis.set_xticks(range(len(lengths)), [f"{n}*" if n == trained else str(n) for n in lengths], fontsize=8)
+            axis.set_yticks(range(len(rows)), rows, fontsize=8)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("tokens of context (* trained)", fontsize=8)

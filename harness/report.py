@@ -1,7 +1,8 @@
 """The summary of a comparison (summary.json), and the tables, sentences, pictures and report that are made from it."""
 
 import json
-from dataclasses import asdict
+from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from harness.folder import MAY_DIFFER
 from harness.jobs import Job, read_lengths
 from harness.messages import BadInput
-from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, plotting
+from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
 from harness.ranges import with_todays_names
 from harness.runs import read_metrics, read_result
@@ -169,39 +170,32 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
 
 def draw_curves(summary: dict[str, Any], path: Path, out: Path) -> None:
     """Two panels: validation loss against steps, and loss on the same targets against context length."""
-    plt, lines = plotting(), []
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    for scheme, runs in group_by_scheme(summary).items():
-        curve: dict[int, list[float]] = {}
-        lengths: dict[int, list[float]] = {}
-        for run_ in runs:
-            for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
-                if event["split"] == "val" and event["loss"] is not None:
-                    curve.setdefault(event["step"], []).append(event["loss"])
-            for length, loss in run_["loss_by_length"].items():
-                if loss is not None:
-                    lengths.setdefault(int(length), []).append(loss)
-        look = SCHEMES[scheme]
-        middles, halves = zip(*(interval(values) for values in curve.values()), strict=True)
-        line = {"color": look.color, "linestyle": look.dash, "marker": look.marker, "markersize": 5}
-        left.plot(list(curve), middles, **line, label=look.label)
-        if None not in halves:
-            low, high = ([m + sign * h for m, h in zip(middles, halves, strict=True)] for sign in (-1, 1))
-            left.fill_between(list(curve), low, high, color=look.color, alpha=0.15, linewidth=0)
-        lines.append(Line(look.label, lengths, look.color, look.dash, look.marker))
     seeds, windows = len({run_["seed"] for run_ in summary["runs"]}), summary["config"]["run"]["eval_windows"]
     over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
-    left.set(xlabel="steps", ylabel=f"validation loss on {windows} windows, nats per token", title=f"Learning ({over})")
-    frame_lines(left)
-    left.grid(alpha=0.25)
-    left.legend(fontsize=8, handlelength=4)
-    draw_by_length(right, lines, summary["config"]["model"]["seq_len"])
     what, title = "the same last tokens", "Same targets, other lengths"
     if is_on_tasks(summary):
         what, title = "answers", "Other lengths"
-    right.set(ylabel=f"loss on {what}, nats", title=title)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with picture(path, 1, 2, (11, 4.8)) as ((left, right),):
+        lines = []
+        for scheme, runs in group_by_scheme(summary).items():
+            steps, lengths = defaultdict(list), defaultdict(list)
+            for run_ in runs:
+                for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
+                    if event["split"] == "val" and event["loss"] is not None:
+                        steps[event["step"]].append(event["loss"])
+                for length, loss in run_["loss_by_length"].items():
+                    if loss is not None:
+                        lengths[int(length)].append(loss)
+            look = SCHEMES[scheme]
+            lines.append(Line(look.label, lengths, look.color, look.dash, look.marker))
+            replace(lines[-1], points=steps).draw(left, list(steps), left.fill_between, alpha=0.15, linewidth=0)
+        ylabel = f"validation loss on {windows} windows, nats per token"
+        left.set(xlabel="steps", ylabel=ylabel, title=f"Learning ({over})")
+        frame_lines(left)
+        left.grid(alpha=0.25)
+        left.legend(fontsize=8, handlelength=4)
+        draw_by_length(right, lines, summary["config"]["model"]["seq_len"])
+        right.set(ylabel=f"loss on {what}, nats", title=title)
 
 
 def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
