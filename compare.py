@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise BadInput(parser.explain(error)) from error
     waiting = [job for job in jobs if not is_finished(job)]
     # Prepared once, before anything starts, so that a problem with the text is reported now.
-    corpus = data.load(jobs[0].data, jobs[0].seed, jobs[0].run.batch_size, jobs[0].model.seq_len)
+    corpus = data.load(jobs[0].data, jobs[0].run.seed, jobs[0].run.batch_size, jobs[0].model.seq_len)
     fit_vocabulary(jobs[0].model, corpus)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         (out / ".writable").unlink()
     except OSError as error:
         raise BadInput(f"--out {out} cannot be written ({error.strerror}): name a folder that can") from error
-    names, done = ", ".join(job.name for job in jobs), len(jobs) - len(waiting)
+    names, done = ", ".join(job.run.name for job in jobs), len(jobs) - len(waiting)
     before = f"; {done} finished before" if done else ""
     print(f"{len(jobs)} runs of {jobs[0].run.steps} steps ({names}), {at_once} at a time{before}", flush=True)
     print(corpus.describe(), flush=True)
@@ -171,7 +171,7 @@ def plan_jobs(
             name = f"{scheme}-seed{seed}"
             own = {"seed": seed, "name": name, "out": str(Path(asked.out) / name)}
             run_ = replace(run_config, **own, threads=run_config.threads or share)
-            jobs.append(Job(scheme, seed, lengths, data_config, replace(model_config, position=scheme), run_))
+            jobs.append(Job(lengths, data_config, replace(model_config, position=scheme), run_))
     return jobs, at_once
 
 
@@ -187,7 +187,7 @@ def is_finished(job: Job) -> bool:
     configs = {"data": job.data, "model": job.model, "run": job.run}
     if (job.folder / "config.yaml").exists() and (found := find_differences(job.folder, configs, MAY_DIFFER_HERE)):
         raise BadInput(
-            f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.name} there has "
+            f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.run.name} there has "
             f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
         )
     return finished and list(read_lengths(job)) == [str(length) for length in job.lengths]
@@ -212,33 +212,30 @@ def work(job: Job) -> None:
     device = devices.pick_device(job.run.device)
     _, autocast = devices.pick_precision(job.run.precision, device)
     model = load_finished_run(job.folder, str(device)).model
-    corpus = data.load(job.data, job.seed, job.run.batch_size, job.model.seq_len)
+    corpus = data.load(job.data, job.run.seed, job.run.batch_size, job.model.seq_len)
     if isinstance(corpus, TaskCorpus):
         score = partial(score_targets, model, device=device, autocast=autocast)
-        losses = measure_tasks(job, corpus, model.position.longest, score)
+        losses = measure_tasks(job, corpus, score)
     else:
         losses = measure_loss_by_length(model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
 
 
-def measure_tasks(
-    job: Job, corpus: TaskCorpus, wall: int | None, score: Callable[[Tensor, Tensor], Tensor]
-) -> dict[int, float | None]:
+def measure_tasks(job: Job, corpus: TaskCorpus, score: Callable[[Tensor, Tensor], Tensor]) -> dict[int, float | None]:
     """Write a job's accuracy.json; returns the mean loss over all tasks by length.
 
-    Both are None at lengths past the wall, where positions end, or too short for an episode.
+    Both are None at lengths past the end of learned positions, or too short for an episode.
     """
     rows, losses = [], dict.fromkeys(job.lengths)
-    possible = range(corpus.least, min(corpus.longest("validation"), wall or max(job.lengths)) + 1)
     for task in corpus.tasks:
         for length in job.lengths:
             cells = empty_rows()
-            if length in possible:
+            if corpus.least <= length <= corpus.longest("validation"):
                 cells = measure_accuracy(corpus, task, "validation", length, TRIALS, score)
             rows += [{"task": task, "length": length, **cell} for cell in cells]
     for length in losses:
-        if length in possible:
-            whole = [row for row in rows if row["length"] == length and row["depth"] is None]
+        whole = [row for row in rows if row["length"] == length and row["depth"] is None and row["tokens"]]
+        if whole:
             losses[length] = sum(row["loss"] * row["tokens"] for row in whole) / sum(row["tokens"] for row in whole)
     write_whole(job.folder / "accuracy.json", json.dumps(rows, indent=2) + "\n")
     return losses

@@ -41,7 +41,6 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
-from harness.retrieval import empty_rows, measure_accuracy
 from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, choose_scalings, make_position
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     precision, autocast = pick_precision(settings["precision"], device)
     score = partial(score_targets, loaded.model, device=device, autocast=autocast)
-    evaluator = Evaluator(corpus, asked.split, lengths, trained, stride, asked.seed, score)
+    evaluator = Evaluator(corpus, asked.split, lengths, trained, stride, asked.seed, asked.trials or 200, score)
     what = corpus.name if on_task else f"{corpus.name}, {corpus.longest(asked.split):,} targets; stride {stride}"
     print(
         f"{loaded.path}: {scheme}, trained at {trained} tokens; {asked.split} split of {what}; {precision} on {device}",
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     tasks = corpus.tasks if on_task else [None]
     cells = [(protocol, task, length) for protocol in protocols for task in tasks for length in lengths]
-    results = measure_all(evaluator, loaded.model, positions, list(compared), cells, asked.trials or 200)
+    results = measure_all(evaluator, loaded.model, positions, list(compared), cells)
     format_results, draw_results = (format_accuracies, draw_accuracies) if on_task else (format_losses, draw_losses)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
@@ -143,36 +142,25 @@ def measure_all(
     positions: dict[Any, Position],
     scalings: list[str | None],
     cells: list[tuple[str, str | None, int]],
-    trials: int,
 ) -> list[dict[str, Any]]:
     """The results: one or several rows for each scaling and each cell, of protocol, task or None, and length.
 
     Where learned positions have ended, a task's row has figures for the crop only; the others are None.
     """
     results, own = [], model.position
-
-    def measure(protocol: str, task: str | None, length: int, crop: bool) -> list[dict[str, Any]]:
-        if task is None:
-            return evaluator.measure(protocol, length, crop)
-        if not crop and own.longest is not None and length > own.longest:
-            return empty_rows()
-        score = partial(evaluator.score_cropped, stride=evaluator.stride) if crop else evaluator.score
-        return measure_accuracy(evaluator.corpus, task, evaluator.split, length, trials, score)
-
     for protocol, task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
         model.position = own
-        crops = measure(protocol, task, length, crop=True)
+        crops = evaluator.measure(protocol, task, length, crop=True)
         for scaling in scalings:
             model.position = positions[scaling, length]
             factor = model.position.config.factor if scaling else None
-            for cell, crop in zip(measure(protocol, task, length, crop=False), crops, strict=True):
+            for cell, crop in zip(evaluator.measure(protocol, task, length), crops, strict=True):
                 row = {"scaling": scaling, "factor": factor, "protocol": protocol, "length": length}
-                row |= {"loss": cell["loss"], "crop_loss": crop["loss"]}
-                row |= {name: cell.get(name) for name in ("accuracy", "trials", "distance", "tokens")}
+                row |= {"loss": None, "crop_loss": crop["loss"]}
+                row |= dict.fromkeys(("accuracy", "trials", "distance", "tokens"))
                 if task:
-                    row |= {"task": task} | {name: cell[name] for name in ("depth", "token_accuracy")}
-                    row |= {"crop_accuracy": crop["accuracy"]}
-                results.append(row | {name: cell[name] for name in ("positions",) if name in cell})
+                    row |= {"task": task, "depth": None, "token_accuracy": None, "crop_accuracy": crop["accuracy"]}
+                results.append(row | cell)
     model.position = own
     return results
 

@@ -162,7 +162,7 @@ class Launcher:
     def start(self, work: Callable[[Any], None], job: Any) -> "SubmittedJob":
         """Submit one job; BadInput if Slurm refuses it."""
         if self.name == "slurm":
-            self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.name}")
+            self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.run.name}")
         # A terminal sends Ctrl-C to all its processes. Children started while it is ignored ignore it too: compare.py
         # passes it on. Nor may it interrupt between a submission and the record of it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -171,7 +171,7 @@ class Launcher:
                 return SubmittedJob(self.executor.submit(Work(work, job)), self.name)
         except RuntimeError as error:  # how submitit reports any error of sbatch
             line = " ".join(str(error).split())
-            raise BadInput(f"--launcher slurm: Slurm refuses the job of {job.name}: {line}") from error
+            raise BadInput(f"--launcher slurm: Slurm refuses the job of {job.run.name}: {line}") from error
         finally:
             signal.signal(signal.SIGINT, handler)
 
@@ -192,7 +192,7 @@ class SubmittedJob:
             return f"(job {self.job.job_id}) did not finish, {self.job.state}"
         return f"(job {self.job.job_id}) ended with code {code}" if code else ""
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         """Ask the run to save and end; a job that is still queued is cancelled."""
         if self.launcher == "local" and not self.job.done():  # submitit's own cancel would kill it after one second
             os.kill(int(self.job.job_id), signal.SIGTERM)

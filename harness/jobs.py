@@ -1,13 +1,13 @@
 """The runs of a comparison as jobs: several at a time, each in a process of its own, with a progress bar for each."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,11 @@ from model import ModelConfig
 class Job:
     """One run of a comparison."""
 
-    scheme: str
-    seed: int
     lengths: list[int]  # context lengths at which its loss is measured, tokens
     data: DataConfig
     model: ModelConfig
     run: Any  # train.py's RunConfig
     plugins: list[str] = field(default_factory=LOADED.copy)  # for a process of its own to load
-
-    @property
-    def name(self) -> str:
-        return f"{self.scheme}-seed{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -48,38 +42,30 @@ def read_lengths(job: Job) -> dict[str, float | None]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def work_in_process(work: Callable[[Job], None], job: Job, log: Path) -> None:
-    """What a job's process runs: its work, with all output in a log file."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; compare.py passes it on
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    run_main(lambda argv: work(job))
-
-
-class ProcessJob:
-    """A job started in a process on this machine; `cluster.SubmittedJob` has the same methods."""
+class ProcessJob(SpawnProcess):
+    """A job started in a process on this machine; `cluster.SubmittedJob` has the methods that are used here."""
 
     pause = 0.5  # seconds between two polls
 
     def __init__(self, work: Callable[[Job], None], job: Job) -> None:
-        self.log = job.folder.parent / f"{job.name}.log"
-        spawn = multiprocessing.get_context("spawn")
-        self.process = spawn.Process(target=work_in_process, args=(work, job, self.log), name=job.name)
-        self.process.start()
+        super().__init__(name=job.run.name)
+        self.work, self.job, self.log = work, job, job.folder.parent / f"{job.run.name}.log"
+        self.start()
+
+    def run(self) -> None:
+        """Do the work, with all output in the log file."""
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a terminal sends Ctrl-C to all processes; compare.py passes it on
+        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        run_main(lambda argv: self.work(self.job))
 
     def poll(self) -> str | None:
         """None while it runs, "" if it has succeeded, otherwise how it ended."""
-        code = self.process.exitcode
+        code = self.exitcode
         return None if code is None else f"ended with code {code}" if code else ""
-
-    def stop(self) -> None:
-        """Ask the run to save and end."""
-        self.process.terminate()
-
-    def join(self) -> None:
-        """Wait until a job that was asked to stop has ended."""
-        self.process.join()
 
 
 def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | SubmittedJob]) -> None:
@@ -89,9 +75,9 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
         RunFailed: if any job failed, after the others have finished.
     """
     on_screen = sys.stderr.isatty()
-    width = max((len(job.name) for job in jobs), default=0)
+    width = max((len(job.run.name) for job in jobs), default=0)
     bars = {
-        job: tqdm(total=job.run.steps, desc=job.name.ljust(width), position=i, unit="step", disable=not on_screen)
+        job: tqdm(total=job.run.steps, desc=job.run.name.ljust(width), position=i, unit="step", disable=not on_screen)
         for i, job in enumerate(jobs)
     }
     waiting, running, failed = list(jobs), {}, []
@@ -108,10 +94,10 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
                     del running[job]
                     bars[job].set_postfix_str("failed" if end else "done")
                     if end:
-                        failed.append(f"{job.name} {end}: {read_last_line(started.log)} (log: {started.log})")
+                        failed.append(f"{job.run.name} {end}: {read_last_line(started.log)} (log: {started.log})")
     finally:
         for started, _ in running.values():
-            started.stop()
+            started.terminate()
         for started, _ in running.values():
             started.join()
         for bar in bars.values():
@@ -139,4 +125,4 @@ def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
     bar.update(step - before) if on_screen else setattr(bar, "n", step)
     if not on_screen and step * 10 // job.run.steps > before * 10 // job.run.steps:
         left = (job.run.steps - step) * events[-1]["seconds"] / step
-        print(f"  {job.name}: step {step} of {job.run.steps}, loss {loss:.3f}, about {left:.0f} s left", flush=True)
+        print(f"  {job.run.name}: step {step} of {job.run.steps}, loss {loss:.3f}, about {left:.0f} s left", flush=True)

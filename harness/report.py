@@ -37,7 +37,7 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     runs = []
     for job in jobs:
         result = read_result(job.folder)
-        run_ = {"scheme": job.scheme, "seed": job.seed, **{name: result[name] for name in names}}
+        run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in names}}
         run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
         run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
@@ -48,13 +48,12 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
                     by_length.setdefault(row["task"], {})[str(row["length"])] = row["accuracy"]
             run_ |= {"accuracy_by_length": by_length, "accuracy": rows}
         runs.append(run_)
-        first = next(other for other in runs if other["seed"] == job.seed)
+        first = next(other for other in runs if other["seed"] == job.run.seed)
         for name, what in SHARED.items():
             if run_[name] != first[name]:
-                raise BadInput(
-                    f"{first['scheme']}-seed{job.seed} and {job.name} differ in more than their scheme: their {what} "
-                    f"have the hashes {first[name][:12]} and {run_[name][:12]}"
-                )
+                names = f"{first['scheme']}-seed{job.run.seed} and {job.run.name}"
+                hashes = f"{first[name][:12]} and {run_[name][:12]}"
+                raise BadInput(f"{names} differ in more than their scheme: their {what} have the hashes {hashes}")
     config = {"data": asdict(jobs[0].data), "model": asdict(jobs[0].model), "run": asdict(jobs[0].run)}
     return {"runs": runs, "config": config, "versions": versions(), "commit": commit()}
 

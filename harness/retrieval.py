@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.tasks import CELLS, Episode, TaskCorpus, questions_per_quarter, stack_episodes
+from positions import PastTheEnd
 
 TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
 QUARTERS = ("first", "second", "third", "last")
@@ -53,6 +54,7 @@ def measure_accuracy(
 ) -> list[dict[str, Any]]:
     """`tabulate_accuracy` of a task's episodes with `length` tokens of context, T, and at least `trials` per cell.
 
+    All is None if a model has no positions for them.
     `figures` takes inputs and targets, (B, T) each, and gives the nats of each target and whether it was the likeliest
     token, (B, T, 2).
     """
@@ -60,7 +62,10 @@ def measure_accuracy(
     for first in range(0, count, rows):
         episodes = corpus.episodes(task, split, length, range(first, min(first + rows, count)))
         all_of += episodes
-        found.append(figures(*stack_episodes(episodes)))
+        try:
+            found.append(figures(*stack_episodes(episodes)))
+        except PastTheEnd:
+            return empty_rows()
     nats, right = torch.cat(found).unbind(-1)  # (E, T) each
     return tabulate_accuracy(all_of, nats.numpy(), right.numpy() > 0)
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from data import Corpus
 from harness.devices import Autocast
 from harness.messages import BadInput
-from harness.retrieval import TOKENS_AT_ONCE
+from harness.retrieval import TOKENS_AT_ONCE, measure_accuracy
 from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
@@ -201,6 +202,7 @@ class Evaluator:
     trained: int  # the length at which the run was trained
     stride: int  # of sliding windows, and of the windows that crop
     seed: int  # of shuffled-prefix
+    trials: int  # of a task, at least so many per cell
     score: Callable[[Tensor, Tensor], Tensor]  # the model's score_targets: inputs and targets to (B, T, 2)
 
     def cut(self, protocol: str, length: int) -> Batches:
@@ -212,11 +214,15 @@ class Evaluator:
         batches = cut_fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
         return shuffle_prefixes(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
 
-    def measure(self, protocol: str, length: int, crop: bool = False) -> list[dict[str, Any]]:
+    def measure(self, protocol: str, task: str | None, length: int, crop: bool = False) -> list[dict[str, Any]]:
         """Loss and number of tokens on a protocol's windows: one cell; by-position, one per range of positions.
 
-        With `crop`, each target is scored from at most the last trained-length tokens before it.
+        For a task, `retrieval.measure_accuracy`. With `crop`, each target is scored from at most the last
+        trained-length tokens before it.
         """
+        if task is not None:
+            score = partial(self.score_cropped, stride=self.stride) if crop else self.score
+            return measure_accuracy(self.corpus, task, self.split, length, self.trials, score)
         nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.long)
         # The few targets at the end of a `fixed` window fit into one cropped window.
         stride = min(FIXED_TARGETS, self.trained) if protocol in ("fixed", "shuffled-prefix") else self.stride

@@ -17,7 +17,7 @@ from model import ModelConfig
 
 
 def job_at(out: Path) -> jobs.Job:
-    return jobs.Job("rope", 0, [16], data.DataConfig(), ModelConfig(), train.RunConfig(out=str(out), steps=10))
+    return jobs.Job([16], data.DataConfig(), ModelConfig(), train.RunConfig(out=str(out), name="rope-seed0", steps=10))
 
 
 def test_progress_passes_over_a_step_whose_loss_is_no_number(tmp_path, capsys):
