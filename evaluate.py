@@ -41,9 +41,8 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
-from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run, read_result
-from harness.scalings import add_rope_options, choose_scalings, make_position
+from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
 from harness.tasks import TaskCorpus
 from model import Transformer

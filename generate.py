@@ -29,10 +29,9 @@ from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, first_paragraph, run_main
 from harness.options import Parser
-from harness.rotation import yarn_warning
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import Text, compile_for_sampling, sample_several, trial
-from harness.scalings import add_rope_options, choose_scalings, make_position
+from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH
 

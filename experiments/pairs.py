@@ -9,7 +9,7 @@ from dataclasses import replace
 from harness.messages import BadInput, first_paragraph, run_main
 from harness.options import Parser
 from harness.ranges import explain
-from harness.rotation import yarn_warning
+from harness.scalings import yarn_warning
 from rope import SCALING_FIELDS, RopeConfig, frequencies
 
 

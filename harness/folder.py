@@ -31,8 +31,8 @@ from harness.messages import BadInput
 from harness.plugins import LOADED
 from harness.processes import ALONE, World, gather_tensor
 from harness.ranges import read_section
-from harness.rotation import as_longrope
 from harness.runs import describe_progress, read_metrics, read_result, weights_sha256
+from harness.scalings import as_longrope
 from model import Transformer
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.

@@ -12,7 +12,7 @@ from harness.jobs import Job, read_lengths
 from harness.messages import BadInput
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
-from harness.ranges import with_todays_names
+from harness.ranges import read_section
 from harness.runs import read_metrics, read_result
 from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
@@ -42,11 +42,9 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
         run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
             rows = json.loads((job.folder / "accuracy.json").read_text())
-            by_length: dict[str, dict[str, float | None]] = {}
-            for row in rows:
-                if row["depth"] is None:
-                    by_length.setdefault(row["task"], {})[str(row["length"])] = row["accuracy"]
-            run_ |= {"accuracy_by_length": by_length, "accuracy": rows}
+            by_task = group_by((row for row in rows if row["depth"] is None), "task")
+            accuracy = {task: {str(row["length"]): row["accuracy"] for row in of} for task, of in by_task.items()}
+            run_ |= {"accuracy_by_length": accuracy, "accuracy": rows}
         runs.append(run_)
         first = next(other for other in runs if other["seed"] == job.run.seed)
         for name, what in SHARED.items():
@@ -78,28 +76,15 @@ def select_settings(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def complete_model(section: dict[str, Any]) -> dict[str, Any]:
-    """A recorded model section under today's names, with defaults for options added since."""
-    defaults = asdict(ModelConfig())
-    return {
-        name: defaults.get(name, {}) | value if isinstance(value, dict) else value
-        for name, value in with_todays_names(section).items()
-    }
-
-
 def read_best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Each scheme's best rate in the committed sweep, if the sweep had this comparison's settings."""
     if not BEST_RATES.exists():
         return {}
     sweep, ours = json.loads(BEST_RATES.read_text()), select_settings(summary["config"])
-    theirs = sweep["settings"] | {"model": complete_model(sweep["settings"]["model"])}
-    ours["model"] = complete_model(ours["model"])
-    same = all(
-        ours[section][name] == value
-        for section in ours
-        for name, value in theirs[section].items()
-        if name in ours[section]
-    )
+    theirs = sweep["settings"]
+    for settings in (ours, theirs):  # under today's names, with the defaults of options added since
+        settings["model"] = asdict(read_section(ModelConfig, settings["model"]))
+    same = all(ours[part].get(name, value) == value for part in ours for name, value in theirs[part].items())
     return sweep["best"] if same else {}
 
 

@@ -1,4 +1,7 @@
-"""Rotary options that override those of a trained run: the scalings to compare, and the position scheme of each."""
+"""Rotary options that override those of a trained run, and what tools know of them.
+
+They are the scalings to compare, with the position scheme of each, and learned factors as longrope's lists.
+"""
 
 import sys
 from dataclasses import asdict, replace
@@ -7,10 +10,9 @@ from typing import Any, Literal
 from harness.messages import BadInput, refuse_unknown
 from harness.options import Parser
 from harness.ranges import explain
-from harness.rotation import NO_LEARNED_FACTORS
 from harness.runs import FinishedRun
-from positions import SCHEMES, Position
-from rope import OPTIONS, SCALING_FIELDS, RopeConfig, rotated_width
+from positions import SCHEMES, Position, Rope
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig, frequencies, rotated_width
 
 
 def add_rope_options(parser: Parser) -> None:
@@ -90,8 +92,9 @@ def choose_scalings(
     names = list(OPTIONS) if "all" in several else list(dict.fromkeys(several))
     if "all" in several:
         fields = asdict(own) | given
-        impossible = dict.fromkeys(NO_LEARNED_FACTORS, "does not go with learned factors")
-        impossible = impossible if fields["learn_factors"] else {}
+        impossible = {}
+        if fields["learn_factors"]:
+            impossible |= dict.fromkeys(("dynamic", "proportional"), "does not go with learned factors")
         if rotated_width(own, config.d_head) == 2:
             impossible |= dict.fromkeys(("ntk", "dynamic"), "needs two pairs")
         if not (fields["short_factor"] and fields["long_factor"]):
@@ -104,3 +107,40 @@ def choose_scalings(
         raise BadInput(f"--rope.{option} means nothing to --scalings {' '.join(names)}: leave it out")
     own_options = {name: {o: x for o, x in given.items() if o in takes[name]} for name in names}
     return {name: override_options(own, options, name, trained) for name, options in own_options.items()}
+
+
+def as_longrope(position: Rope, seq_len: int) -> RopeConfig:
+    """The config of a rope that is turned as this one without learning anything: its factors as longrope's lists.
+
+    Both lists are the same, since every scaling that factors are learned on top of turns all lengths alike; only
+    longrope's own two differ.
+    `seq_len`, the trained length in tokens, is the original one where none is on record.
+    """
+    config, L = position.config, position.config.original_length or seq_len
+    kept = {"base": config.base, "layout": config.layout, "fraction": config.fraction}
+    plain, _ = frequencies(RopeConfig(**kept), position.d_head, 0)  # (D_rot/2,)
+    learned = position.log_factor.detach().cpu().double().exp()  # (D_rot/2,)
+    (short, attention_factor), (long, _) = (frequencies(config, position.d_head, length) for length in (L, L + 1))
+    return RopeConfig(
+        **kept,
+        scaling="longrope",
+        original_length=L,
+        attention_factor=attention_factor,
+        short_factor=(plain / short * learned).tolist(),
+        long_factor=(plain / long * learned).tolist(),
+    )
+
+
+def yarn_warning(config: RopeConfig, d_head: int) -> str:
+    """What to say when yarn's betas leave fewer than two pairs at their speed; nothing where that is not so."""
+    if config.scaling != "yarn" or config.factor == 1:
+        return ""
+    theta, _ = frequencies(config, d_head, 0)
+    plain, _ = frequencies(replace(config, **dict.fromkeys(SCALING_FIELDS), scaling="none"), d_head, 0)
+    untouched = int((theta == plain).sum())
+    if untouched >= 2:
+        return ""
+    return (
+        f"rope.beta_fast {config.option('beta_fast'):g} leaves {untouched} of the pairs untouched, so yarn is "
+        f"nearly plain interpolation here: a lower one, 8 say, keeps more of the fast pairs"
+    )

@@ -32,7 +32,7 @@ def format_mean(values: Iterable[float | None], digits: int = 3, sign: str = "")
     return f"{middle:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
-def group_by(rows: list[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
+def group_by(rows: Iterable[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
     """Rows by one of their values, in the order in which the values appear."""
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:

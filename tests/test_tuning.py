@@ -24,15 +24,15 @@ import train
 from harness import scoring, tuning
 from harness.messages import BadInput
 from harness.provenance import shared_sha256
-from harness.rotation import NO_LEARNED_FACTORS, as_longrope
 from harness.run_options import make_run_parser, parse_run
 from harness.runs import load_finished_run
+from harness.scalings import as_longrope
 from harness.tuning import extend_table
 from model import ModelConfig, Transformer
 from rope import OPTIONS, RopeConfig, frequencies
 from train import RunConfig
 
-LEARNABLE = sorted(set(OPTIONS) - set(NO_LEARNED_FACTORS))
+LEARNABLE = sorted(set(OPTIONS) - {"dynamic", "proportional"})
 LISTS = {"short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 2.0, 3.0, 8.0]}
 
 
