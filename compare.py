@@ -25,7 +25,7 @@ from torch import Tensor
 
 import data
 import train
-from harness import devices
+from harness import devices, report
 from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
@@ -33,16 +33,6 @@ from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
-from harness.report import (
-    describe_findings,
-    draw_accuracies,
-    draw_curves,
-    format_accuracies,
-    format_losses,
-    format_report,
-    is_on_tasks,
-    summarise,
-)
 from harness.retrieval import empty_rows, measure_accuracy
 from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
 from harness.runs import load_finished_run, read_result
@@ -94,13 +84,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         run_jobs(waiting, at_once, partial(ProcessJob, work))
 
-    summary = summarise(jobs)
+    summary = report.summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    draw_curves(summary, out / "curves.png", out)
-    if is_on_tasks(summary):
-        draw_accuracies(summary, out / "accuracy.png")
-    write_whole(out / "report.md", format_report(summary))
-    print("\n" + "\n".join([*format_losses(summary), "", *format_accuracies(summary), *describe_findings(summary)]))
+    report.draw_curves(summary, out / "curves.png", out)
+    if report.is_on_tasks(summary):
+        report.draw_accuracies(summary, out / "accuracy.png")
+    write_whole(out / "report.md", report.format_report(summary))
+    tables = [*report.format_losses(summary), "", *report.format_accuracies(summary)]
+    print("\n" + "\n".join([*tables, *report.describe_findings(summary)]))
     print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
     return summary
 
@@ -131,20 +122,16 @@ def refuse_bad_options(asked: Any, given: Any, parser: Parser) -> None:
     if not asked.out:
         raise BadInput("--out '' must name a folder")
     refuse_unknown("schemes", asked.schemes, SCHEMES)
-    if min(asked.seeds) < 0 or max(asked.seeds) >= 2**63:
-        wrong = min(asked.seeds) if min(asked.seeds) < 0 else max(asked.seeds)
-        raise BadInput(f"--seeds {wrong} must be at least 0 and below 2^63")
+    for seed in asked.seeds:
+        if not 0 <= seed < 2**63:
+            raise BadInput(f"--seeds {seed} must be at least 0 and below 2^63")
     if asked.jobs is not None and asked.jobs < 1:
         raise BadInput(f"--jobs {asked.jobs} must be at least 1")
     for multiple in asked.multiples:
         if not 0 < multiple < math.inf:
             raise BadInput(f"--multiples {multiple:g} must be above 0 and finite: lengths are in trained lengths")
-    for name, instead in (
-        ("model.position", "schemes"),
-        ("run.seed", "seeds"),
-        ("run.out", "out"),
-        ("run.name", "out"),
-    ):
+    own = {"model.position": "schemes", "run.seed": "seeds", "run.out": "out", "run.name": "out"}
+    for name, instead in own.items():
         if asked[name] != parser.get_default(name):
             raise BadInput(f"--{name} is set by the comparison for each run: use --{instead}")
 

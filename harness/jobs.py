@@ -54,9 +54,7 @@ class ProcessJob(SpawnProcess):
 
     def run(self) -> None:
         """Do the work, with all output in the log file."""
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a terminal sends Ctrl-C to all processes; compare.py passes it on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; compare.py passes it on
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -94,7 +92,9 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
                     del running[job]
                     bars[job].set_postfix_str("failed" if end else "done")
                     if end:
-                        failed.append(f"{job.run.name} {end}: {read_last_line(started.log)} (log: {started.log})")
+                        log = started.log.read_text(errors="replace").strip() if started.log.exists() else ""
+                        said = log.split("\n")[-1].strip() or "it printed nothing"
+                        failed.append(f"{job.run.name} {end}: {said} (log: {started.log})")
     finally:
         for started, _ in running.values():
             started.terminate()
@@ -104,12 +104,6 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
             bar.close()
     if failed:
         raise RunFailed("; ".join(failed))
-
-
-def read_last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:

@@ -29,7 +29,7 @@ CLOCK = {"seconds", "tokens_per_second"}
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch) -> None:
     """tests/test_compare.py looks at them, and each costs a second."""
-    monkeypatch.setattr(compare, "draw_curves", lambda summary, path, out: path.touch())
+    monkeypatch.setattr(compare.report, "draw_curves", lambda summary, path, out: path.touch())
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small
         raise Queued
 
     monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
-    monkeypatch.setattr(compare, "summarise", far_enough)
+    monkeypatch.setattr(compare.report, "summarise", far_enough)
     free = [*small]
     free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
     argv = [*free, *TWO, "--launcher", "slurm", "--slurm.cpus", "3", "--run.device", "cuda", "--out"]

@@ -463,7 +463,7 @@ def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
     def stop(jobs):
         raise FarEnough
 
-    monkeypatch.setattr(compare, "summarise", stop)
+    monkeypatch.setattr(compare.report, "summarise", stop)
     free = flags(small, tmp_path / "out", schemes=("rope", "none"))
     free[free.index("--jobs") : free.index("--jobs") + 2] = []
     free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
