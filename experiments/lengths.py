@@ -17,6 +17,7 @@ from harness.measurements import SEEDS, TRAINED, Measurement, run_experiment, te
 from harness.messages import run_main
 from harness.pages import Figure, Rows, format_losses, judge, judge_pairs, paired_differences, select
 from harness.pictures import Line, draw_by_length, picture
+from harness.report import group_by_scheme
 from harness.tables import format_mean, markdown
 from positions import SCHEMES
 
@@ -33,17 +34,11 @@ def loss_at(length: int) -> Figure:
     return lambda row: row["loss_by_length"][str(length)]
 
 
-def by_scheme(rows: Rows) -> dict[str, Rows]:
-    """The rows of each scheme, lowest validation loss first."""
-    groups = {scheme: select(rows, scheme=scheme) for scheme in dict.fromkeys(row["scheme"] for row in rows)}
-    return dict(sorted(groups.items(), key=lambda group: mean(row["val_loss"] for row in group[1])))
-
-
 def table(rows: Rows) -> str:
     """Figures inside the trained length, loss by length, and differences from rope seed by seed."""
     head = ["scheme", "seeds", "bits per byte", "test loss", *(f"at {n}" for n in rows[0]["loss_by_length"])]
     lines = [[*head, "minus rope at 256", "minus rope at 2048"]]
-    for scheme, mine in by_scheme(rows).items():
+    for scheme, mine in group_by_scheme(rows).items():
         line = [scheme, str(len(mine)), *(format_mean(r[n] for r in mine) for n in ("bits_per_byte", "test_loss"))]
         lines.append(line + format_losses(mine, select(rows, scheme="rope"), ("256", "2048")))
     return "\n".join(markdown(lines))
@@ -92,7 +87,7 @@ def expected(rows: Rows) -> list[list[str]]:
 def draw(rows: Rows, path: Path) -> None:
     """Loss on the same targets against length, a line per scheme."""
     lines = []
-    for scheme, mine in by_scheme(rows).items():
+    for scheme, mine in group_by_scheme(rows).items():
         of_length = {n: [row["loss_by_length"][n] for row in mine] for n in mine[0]["loss_by_length"]}
         points = {int(n): losses for n, losses in of_length.items() if None not in losses}
         look = SCHEMES[scheme]

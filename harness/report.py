@@ -56,9 +56,9 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     return {"runs": runs, "config": config, "versions": versions(), "commit": commit()}
 
 
-def group_by_scheme(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each scheme, in order of mean validation loss."""
-    groups = group_by(summary["runs"], "scheme")
+def group_by_scheme(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each scheme, lowest mean validation loss first."""
+    groups = group_by(runs, "scheme")
     return dict(sorted(groups.items(), key=lambda group: mean(r["val_loss"] for r in group[1])))
 
 
@@ -83,7 +83,9 @@ def read_best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     sweep, ours = json.loads(BEST_RATES.read_text()), select_settings(summary["config"])
     theirs = sweep["settings"]
     for settings in (ours, theirs):  # under today's names, with the defaults of options added since
-        settings["model"] = asdict(read_section(ModelConfig, settings["model"]))
+        settings["model"] = asdict(
+            read_section(ModelConfig, settings["model"] | {"position": "none"})
+        )  # fits any shape
     same = all(ours[part].get(name, value) == value for part in ours for name, value in theirs[part].items())
     return sweep["best"] if same else {}
 
@@ -100,7 +102,7 @@ def format_losses(summary: dict[str, Any]) -> list[str]:
     head += ["bits per byte at its best rate"] * bool(best)
     head += [f"loss at {length}" + (" (trained)" if int(length) == trained else "") for length in lengths]
     rows = [head]
-    for scheme, runs in group_by_scheme(summary).items():
+    for scheme, runs in group_by_scheme(summary["runs"]).items():
         row = [scheme, *(format_mean(r[name] for r in runs) for name in ("bits_per_byte", "val_loss", "test_loss"))]
         row.append(f"{runs[0]['position_parameters']:,}")
         if best:
@@ -119,7 +121,7 @@ def format_accuracies(summary: dict[str, Any]) -> list[str]:
     lengths = list(next(iter(by_length.values())))
     rows = [["task", "scheme", *(f"at {n}" + (" (trained)" if int(n) == trained else "") for n in lengths)]]
     for task in by_length:
-        for scheme, runs in group_by_scheme(summary).items():
+        for scheme, runs in group_by_scheme(summary["runs"]).items():
             cells = [format_mean((r["accuracy_by_length"][task][length] for r in runs), 2) for length in lengths]
             rows.append([task, scheme, *cells])
     return markdown(rows)
@@ -129,7 +131,7 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
     """What the losses show, in sentences; none for a comparison on tasks, whose table of accuracies shows it."""
     if is_on_tasks(summary):
         return []
-    groups, trained = group_by_scheme(summary), summary["config"]["model"]["seq_len"]
+    groups, trained = group_by_scheme(summary["runs"]), summary["config"]["model"]["seq_len"]
     order = ", ".join(f"{scheme} {format_mean(r['bits_per_byte'] for r in runs)}" for scheme, runs in groups.items())
     lines = [f"At the trained length of {trained}, bits per byte from best to worst: {order}."]
     far = list(summary["runs"][0]["loss_by_length"])[-1]
@@ -161,7 +163,7 @@ def draw_curves(summary: dict[str, Any], path: Path, out: Path) -> None:
         what, title = "answers", "Other lengths"
     with picture(path, 1, 2, (11, 4.8)) as ((left, right),):
         lines = []
-        for scheme, runs in group_by_scheme(summary).items():
+        for scheme, runs in group_by_scheme(summary["runs"]).items():
             steps, lengths = defaultdict(list), defaultdict(list)
             for run_ in runs:
                 for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
@@ -187,7 +189,7 @@ def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
     panels = []
     for task in summary["runs"][0]["accuracy_by_length"]:
         cells: dict[tuple[str, int], float | None] = {}
-        for scheme, runs in group_by_scheme(summary).items():
+        for scheme, runs in group_by_scheme(summary["runs"]).items():
             for length in runs[0]["accuracy_by_length"][task]:
                 values = [run_["accuracy_by_length"][task][length] for run_ in runs]
                 cells[scheme, int(length)] = None if None in values else mean(values)
@@ -247,7 +249,7 @@ def format_report(summary: dict[str, Any]) -> str:
 
 The question: {model["n_layer"]} layers, {model["d_model"]} wide, {model["n_head"]} heads, trained on
 {config["data"]["corpus"]} for {steps} steps of {rows} x {model["seq_len"]} tokens, once with each of these position
-schemes: {", ".join(group_by_scheme(summary))}. Which {better}
+schemes: {", ".join(group_by_scheme(summary["runs"]))}. Which {better}
 within the trained length, and which beyond it?
 
 ## Results

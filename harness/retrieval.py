@@ -3,7 +3,7 @@
 python evaluate.py runs/recall --lengths 64 256 1024 --scalings none ntk yarn
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,12 @@ from positions import PastTheEnd
 TOKENS_AT_ONCE = 16_384  # in one forward pass of an evaluation
 QUARTERS = ("first", "second", "third", "last")
 DEPTHS = (None, *((quarter + 0.5) / CELLS for quarter in range(CELLS)))  # of a table's rows: all, then by quarter
+
+
+def split_rows(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows, (N, T), in batches of about TOKENS_AT_ONCE tokens."""
+    rows = max(1, TOKENS_AT_ONCE // inputs.shape[1])
+    return zip(inputs.split(rows), targets.split(rows), strict=True)
 
 
 def count_episodes(task: str, length: int, trials: int) -> int:
@@ -58,16 +64,12 @@ def measure_accuracy(
     `figures` takes inputs and targets, (B, T) each, and gives the nats of each target and whether it was the likeliest
     token, (B, T, 2).
     """
-    count, rows, all_of, found = count_episodes(task, length, trials), max(1, TOKENS_AT_ONCE // length), [], []
-    for first in range(0, count, rows):
-        episodes = corpus.episodes(task, split, length, range(first, min(first + rows, count)))
-        all_of += episodes
-        try:
-            found.append(figures(*stack_episodes(episodes)))
-        except PastTheEnd:
-            return empty_rows()
-    nats, right = torch.cat(found).unbind(-1)  # (E, T) each
-    return tabulate_accuracy(all_of, nats.numpy(), right.numpy() > 0)
+    episodes = corpus.episodes(task, split, length, range(count_episodes(task, length, trials)))
+    try:
+        found = torch.cat([figures(*part) for part in split_rows(*stack_episodes(episodes))])  # (E, T, 2)
+    except PastTheEnd:
+        return empty_rows()
+    return tabulate_accuracy(episodes, found[..., 0].numpy(), found[..., 1].numpy() > 0)
 
 
 def empty_rows() -> list[dict[str, Any]]:

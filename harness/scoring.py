@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data import Corpus
 from harness.devices import Autocast
 from harness.messages import BadInput
-from harness.retrieval import TOKENS_AT_ONCE, measure_accuracy
+from harness.retrieval import TOKENS_AT_ONCE, measure_accuracy, split_rows
 from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import PastTheEnd
@@ -106,12 +106,6 @@ def forward_in_chunks(model: Model, tokens: Tensor, first: int = 0) -> Iterator[
                 yield slice(end - wanted, end), logits
 
 
-def split_rows(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows, (N, T), in batches of about TOKENS_AT_ONCE tokens."""
-    rows = max(1, TOKENS_AT_ONCE // inputs.shape[1])
-    return zip(inputs.split(rows), targets.split(rows), strict=True)
-
-
 def measure_loss_by_length(
     model: Transformer, corpus: Corpus, split: str, lengths: list[int], device: torch.device, autocast: Autocast
 ) -> dict[int, float | None]:
@@ -152,17 +146,13 @@ def cut_fixed(corpus: Corpus, split: str, length: int, lengths: list[int], count
 
 def cut_sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches:
     """A full window, then windows `stride` tokens further that score what is new: each token but the first once."""
-    tokens = corpus.tokens(split)
-    ends = [*range(length, len(tokens) - 1, stride), len(tokens) - 1]  # the place of each window's last target
-    rows, before = max(1, TOKENS_AT_ONCE // length), 0
+    last, rows = len(corpus.tokens(split)) - 1, max(1, TOKENS_AT_ONCE // length)
+    ends = np.array([*range(length, last, stride), last])  # (N,), the place of each window's last target
+    old = torch.from_numpy(length - np.diff(ends, prepend=0))[:, None]  # (N, 1), targets that were scored before
     for first in range(0, len(ends), rows):
-        batch = ends[first : first + rows]
-        block = torch.from_numpy(np.stack([tokens[end - length : end + 1] for end in batch]).astype(np.int64))
-        inputs, targets = block[:, :-1], block[:, 1:].clone()  # (B, T) each
-        for row, end in enumerate(batch):
-            targets[row, : length - (end - before)] = -100
-            before = end
-        yield inputs, targets
+        part = slice(first, first + rows)
+        inputs, targets = corpus.gather(split, ends[part] - length, length)  # (B, T) each
+        yield inputs, targets.masked_fill(torch.arange(length) < old[part], -100)
 
 
 def shuffle_prefixes(batches: Batches, trained: int, seed: int) -> Batches:

@@ -236,7 +236,7 @@ def test_findings_say_who_holds_who_loses_and_who_ends(summary):
 def test_findings_rank_by_the_mean_over_seeds(summary):
     for run in summary["runs"]:
         run["val_loss"] = {"rope": 1.0, "alibi": 3.0, "learned": 2.0, "none": 4.0}[run["scheme"]] + run["seed"]
-    assert list(report.group_by_scheme(summary)) == ["rope", "learned", "alibi", "none"]
+    assert list(report.group_by_scheme(summary["runs"])) == ["rope", "learned", "alibi", "none"]
 
 
 def test_best_rates_of_a_sweep_with_these_settings_stand_in_the_table(summary, tmp_path, monkeypatch):

@@ -28,6 +28,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("length", "stride"), [(8, 1), (8, 3), (8, 8), (30, 7), (99, 10), (100, 100), (40, 39)])
 def test_sliding_covers_each_token_but_the_first_once(length, stride):
     class Text:
+        padding, gather = 0, data.Corpus.gather
+
         def tokens(self, split):
             return torch.arange(101).numpy()
 
