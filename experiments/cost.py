@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import devices, workloads
+from harness import workloads
 from harness.files import write_whole
 from harness.messages import first_paragraph, run_main
 from harness.options import Parser
@@ -44,16 +45,14 @@ def evaluate_once(config: ModelConfig, length: int) -> float:
     """Seconds of scoring every token of one window."""
     model = Transformer(config).eval()
     tokens = torch.randint(config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
-    _, autocast = devices.pick_precision("fp32", CPU)
     began = time.perf_counter()
-    score_targets(model, tokens[:, :-1], tokens[:, 1:], CPU, autocast)
+    score_targets(model, tokens[:, :-1], tokens[:, 1:], CPU, nullcontext)
     return time.perf_counter() - began
 
 
 def train_once(config: ModelConfig, rows: int) -> float:
     """Seconds of the better of two training steps, after one that warms up."""
-    _, autocast = devices.pick_precision("fp32", CPU)
-    step = workloads.training_step(Transformer(config), config, rows, rows, autocast)
+    step = workloads.training_step(Transformer(config), config, rows, rows, nullcontext)
     return min(take_turns({"step": step}, 2, 0)["step"])
 
 
@@ -74,8 +73,7 @@ def measure() -> Iterator[dict[str, Any]]:
         for size, text in texts.items():
             jobs.append(("text", size, size, workloads.prepare, text, tokenizer, Path(name, f"cache-{size:g}")))
         for what, size, work, *call in jobs:
-            result, before, peak, _ = run_apart(*call)
-            seconds = result[1] if what == "text" else result
+            seconds, before, peak, _ = run_apart(*call)
             yield {"what": what, "size": size, "seconds": seconds, "added": peak - before, "peak": peak, "work": work}
 
 
@@ -106,9 +104,8 @@ def section(content: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure all series, and write their tables."""
     parser = Parser(prog="experiments/cost.py", description=first_paragraph(__doc__))
-    parser.add_argument(
-        "--measure", type=bool, default=True, help="false: only write the tables, from results/cost.json"
-    )
+    what = "false: only write the tables, from results/cost.json"
+    parser.add_argument("--measure", type=bool, default=True, help=what)
     if parser.parse_args(argv).measure:
         torch.set_num_threads(1)
         content: dict[str, Any] = {"versions": versions(), "commit": commit(), "points": []}

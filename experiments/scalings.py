@@ -14,17 +14,7 @@ import train
 from harness import evaluation, measurements, pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, tasks_run, text_run
 from harness.messages import run_main
-from harness.pages import (
-    Figure,
-    Rows,
-    accuracy_at,
-    format_share,
-    judge,
-    judge_pairs,
-    load_rows,
-    paired_differences,
-    select,
-)
+from harness.pages import Figure, Rows, accuracy_at, format_share, judge, judge_pairs, load_rows, select
 from harness.pictures import Line, draw_by_length, picture
 from harness.tables import format_mean, markdown
 
@@ -96,8 +86,8 @@ def loss_at(length: int, name: str = "loss") -> Figure:
 
 def losses_over_crop(rows: Rows, label: str, length: int, untuned: Rows) -> list[float]:
     """Losses under a scaling minus that of the untuned run, which sees the last trained length alone; by seed."""
-    baseline = select(untuned, scaling="none")
-    return paired_differences(select(rows, scaling=label), baseline, loss_at(length), loss_at(length, "crop_loss"))
+    mine, baseline = select(rows, scaling=label), select(untuned, scaling="none")
+    return pages.paired_differences(mine, baseline, loss_at(length), loss_at(length, "crop_loss"))
 
 
 def table(rows: Rows, retrieval: Rows, multiples: tuple[int, ...], untuned: Rows) -> str:
@@ -143,9 +133,8 @@ def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
             lines = []
             for label in labels_of(rows):
                 over = {n * TRAINED: losses_over_crop(rows, label, n * TRAINED, zero_shot) for n in UP_TO_8}
-                color, dash, marker = evaluation.STYLE[
-                    "longrope" if label == "learned factors" else label.split(",")[0]
-                ]
+                scaling = "longrope" if label == "learned factors" else label.split(",")[0]
+                color, dash, marker = evaluation.STYLE[scaling]
                 if label in ("ntk, factor 16", "yarn, beta_fast 8"):  # beside the same scaling with other options
                     color = "#000000"
                 lines.append(Line(label, {n: found for n, found in over.items() if found}, color, dash, marker))

@@ -30,6 +30,7 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, first_paragraph, nearest, run_main
 from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
+from harness.preparing import SPLITS
 from harness.provenance import commit, versions
 from harness.runs import load_finished_run
 from harness.sampling import compile_for_sampling, sample, store_by_columns
@@ -162,7 +163,9 @@ def bench_data(asked: Any) -> Cases:
     with tempfile.TemporaryDirectory() as name:
         folder, count, smallest = Path(name), itertools.count(), min(MEGABYTES)
         texts, tokenizer = write_texts(folder, MEGABYTES)
-        tokens, _ = prepare(texts[smallest], tokenizer, folder / "first")
+        config = data.DataConfig(str(texts[smallest]), tokenizer=str(tokenizer), cache=str(folder / "first"))
+        corpus = data.load(config, 0, 1, 1)
+        tokens = sum(len(corpus.tokens(split)) for split in SPLITS)
         text = texts[smallest].read_text(encoding="utf-8")
         pieces = [text[i : i + 2**14] for i in range(0, len(text), 2**14)]  # as long as those that we hand to it
         encode = Tokenizer.from_file(str(tokenizer)).encode_batch_fast
