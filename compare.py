@@ -37,6 +37,7 @@ from harness.retrieval import empty_rows, measure_accuracy
 from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
 from harness.runs import load_finished_run, read_result
 from harness.scoring import measure_loss_by_length, score_targets
+from harness.tables import group_by
 from harness.tasks import TaskCorpus
 from model import ModelConfig
 from positions import SCHEMES
@@ -213,18 +214,17 @@ def measure_tasks(job: Job, corpus: TaskCorpus, score: Callable[[Tensor, Tensor]
 
     Both are None at lengths past the end of learned positions, or too short for an episode.
     """
-    rows, losses = [], dict.fromkeys(job.lengths)
+    rows = []
     for task in corpus.tasks:
         for length in job.lengths:
             cells = empty_rows()
             if corpus.least <= length <= corpus.longest("validation"):
                 cells = measure_accuracy(corpus, task, "validation", length, TRIALS, score)
             rows += [{"task": task, "length": length, **cell} for cell in cells]
-    for length in losses:
-        whole = [row for row in rows if row["length"] == length and row["depth"] is None and row["tokens"]]
-        if whole:
-            losses[length] = sum(row["loss"] * row["tokens"] for row in whole) / sum(row["tokens"] for row in whole)
     write_whole(job.folder / "accuracy.json", json.dumps(rows, indent=2) + "\n")
+    losses = dict.fromkeys(job.lengths)
+    for length, whole in group_by((row for row in rows if row["depth"] is None and row["tokens"]), "length").items():
+        losses[length] = sum(row["loss"] * row["tokens"] for row in whole) / sum(row["tokens"] for row in whole)
     return losses
 
 

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     tasks = corpus.tasks if on_task else [None]
     cells = [(protocol, task, length) for protocol in protocols for task in tasks for length in lengths]
-    results = measure_all(evaluator, loaded.model, positions, list(compared), cells)
+    results = measure_all(evaluator, loaded.model, positions, cells)
     format_results, draw_results = (format_accuracies, draw_accuracies) if on_task else (format_losses, draw_losses)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
     content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
@@ -120,7 +120,6 @@ def make_parser() -> Parser:
     lengths = "of context, tokens; 1, 2, 4 and 8 times the trained one if not given"
     protocols = f"{', '.join(PROTOCOLS)}; for tasks: {RETRIEVAL}"
     picture = "FILE.png; evaluate.png in the run folder if not given"
-    split = Literal["train", "validation", "test"]
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--lengths", type=int, nargs="+", default=None, help=lengths)
     parser.add_argument("--protocols", type=str, nargs="+", default=None, help=protocols)
@@ -128,7 +127,9 @@ def make_parser() -> Parser:
     parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare, or all")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
-    parser.add_argument("--split", type=split, default="validation", help="what to score")
+    parser.add_argument(
+        "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of shuffled-prefix")
     parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
@@ -136,17 +137,13 @@ def make_parser() -> Parser:
 
 
 def measure_all(
-    evaluator: Evaluator,
-    model: Transformer,
-    positions: dict[Any, Position],
-    scalings: list[str | None],
-    cells: list[tuple[str, str | None, int]],
+    evaluator: Evaluator, model: Transformer, positions: dict[Any, Position], cells: list[tuple[str, str | None, int]]
 ) -> list[dict[str, Any]]:
     """The results: one or several rows for each scaling and each cell, of protocol, task or None, and length.
 
     Where learned positions have ended, a task's row has figures for the crop only; the others are None.
     """
-    results, own = [], model.position
+    results, own, scalings = [], model.position, dict.fromkeys(scaling for scaling, _ in positions)
     for protocol, task, length in tqdm(cells, unit="cell", disable=not sys.stderr.isatty()):
         model.position = own
         crops = evaluator.measure(protocol, task, length, crop=True)

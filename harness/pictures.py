@@ -49,10 +49,7 @@ class Line:
 def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
     """Means against context length, with bars for their intervals; lines are set apart, so that equal ones are seen.
 
-    Args:
-        axis: matplotlib's.
-        lines: what to draw; a line of one seed among others of several says so in the legend.
-        trained: the trained length, which is marked.
+    A line of one seed among others of several says so in the legend. The trained length is marked.
     """
     alone = [all(len(values) == 1 for values in line.points.values()) for line in lines]
     for i, line in enumerate(lines):

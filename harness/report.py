@@ -83,9 +83,8 @@ def read_best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     sweep, ours = json.loads(BEST_RATES.read_text()), select_settings(summary["config"])
     theirs = sweep["settings"]
     for settings in (ours, theirs):  # under today's names, with the defaults of options added since
-        settings["model"] = asdict(
-            read_section(ModelConfig, settings["model"] | {"position": "none"})
-        )  # fits any shape
+        fits_any_shape = settings["model"] | {"position": "none"}
+        settings["model"] = asdict(read_section(ModelConfig, fits_any_shape))
     same = all(ours[part].get(name, value) == value for part in ours for name, value in theirs[part].items())
     return sweep["best"] if same else {}
 
@@ -226,8 +225,7 @@ def format_report(summary: dict[str, Any]) -> str:
     seeds = len({run_["seed"] for run_ in runs})
     trials = min((row["trials"] for run_ in runs for row in run_.get("accuracy", []) if row["trials"]), default=0)
     scored = min(32, *(int(length) for length in runs[0]["loss_by_length"]))
-    explained = ON_TASKS.format(trials=trials)
-    explained = explained if on_tasks else ON_TEXT.format(scored=scored)
+    explained = ON_TASKS.format(trials=trials) if on_tasks else ON_TEXT.format(scored=scored)
     certainty = "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals."
     if seeds > 1:
         certainty = f"Figures are means over {seeds} seeds with 95% t-intervals."

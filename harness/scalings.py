@@ -64,10 +64,7 @@ def choose_scalings(
 ) -> dict[str | None, dict[str, Any]]:
     """The scalings to compare, each with the fields of its RopeConfig; {None: {}} for a scheme that has no scalings.
 
-    Args:
-        run_: the run.
-        given: `--rope.*` options by name.
-        several: `--scalings`; each takes those of the given options that apply to it.
+    `given` has the `--rope.*` options by name; each of `several`, from `--scalings`, takes those that apply to it.
 
     Raises:
         BadInput: for a run without scalings, or an option that applies to none of them.
