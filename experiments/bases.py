@@ -55,15 +55,9 @@ def load_bases(part: str, default: str) -> Rows:
 
 
 def section() -> str:
-    """The experiment's section of results/RESULTS.md."""
+    """The part of results/RESULTS.md that is made from the measurements."""
     rows, retrieval = load_bases("bases", "schemes"), load_bases("bases-retrieval", "retrieval")
     return f"""\
-## Bases
-
-Each model was trained from the start with its base. `pairs that turn once` counts the pairs of features that turn at
-least once within the trained length of {TRAINED} tokens. Differences are from base 10,000 with the same seed. Retrieval
-is the share of answers that are entirely right, averaged over the tasks (one seed).
-
 {table(rows, retrieval)}
 
 {pages.describe_machines([*rows, *retrieval])}"""

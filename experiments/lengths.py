@@ -98,15 +98,9 @@ def draw(rows: Rows, path: Path) -> None:
 
 
 def section() -> str:
-    """The experiment's section of results/RESULTS.md."""
+    """The part of results/RESULTS.md that is made from the measurements."""
     rows = pages.load_rows("schemes")
     return f"""\
-## Schemes
-
-Each scheme was trained at {TRAINED} tokens. The last two columns are differences from rope with the same seed.
-
-![loss against length of context, a line per scheme](../docs/lengths.png)
-
 {table(rows)}
 
 {pages.table_of_verdicts(expected(rows))}

@@ -9,7 +9,7 @@ tried before is in results/TASKS.md. Section of results/RESULTS.md, and docs/ret
 import evaluate
 import train
 from harness import pages
-from harness.measurements import TASKS, TASKS_TRAINED, Measurement, run_experiment, tasks_run
+from harness.measurements import TASKS_TRAINED, Measurement, run_experiment, tasks_run
 from harness.messages import run_main
 from harness.pages import Rows, accuracy_at, format_share, select
 from harness.pictures import draw_heat_maps
@@ -57,16 +57,9 @@ def expected(rows: Rows) -> list[list[str]]:
 
 
 def section() -> str:
-    """The experiment's section of results/RESULTS.md."""
+    """The part of results/RESULTS.md that is made from the measurements."""
     rows = pages.load_rows("retrieval")
     return f"""\
-## Retrieval
-
-One model per scheme was trained on all five tasks at once ({TASKS}, episodes of up to {TASKS_TRAINED} tokens).
-The table shows the share of answers that are entirely right, over at least 200 trials per cell, one seed.
-
-![accuracy by scheme and length, a heat map per task](../docs/retrieval.png)
-
 {table(rows)}
 
 {pages.table_of_verdicts(expected(rows))}

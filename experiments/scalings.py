@@ -149,22 +149,10 @@ def draw(zero_shot: Rows, tuned: Rows, path: Path) -> None:
 
 
 def section() -> str:
-    """The experiment's sections of results/RESULTS.md."""
+    """The part of results/RESULTS.md that is made from the measurements."""
     parts = ("zero-shot", "zero-shot-retrieval", "tuned", "tuned-retrieval")
     zero_shot, answers, tuned, tuned_answers = (load_rows(part) for part in parts)
     return f"""\
-## Scalings of rope, zero-shot
-
-No weight is trained here. The baseline is the unscaled model, given only the last {TRAINED} tokens of the context. The
-table has the loss minus that of the baseline, in nats per token: where it is negative, the context before those tokens
-helps. A factor that is not named is the length in use divided by {TRAINED}. `dynamic` has factor 1, since it already
-stretches with the length in use. Past {TRAINED} tokens `longrope` uses the factors that the fine-tuned run
-`learned factors` has learned (seed 0, at {TUNED_AT:,} tokens), and ones up to there. Retrieval is the share of answers
-that are entirely right, averaged over the tasks, for a rope model that was trained on all tasks (one seed,
-{TASKS_TRAINED} tokens), under the same scaling and at the same multiples of its trained length.
-
-![loss minus that of the baseline, by length of context, zero-shot and fine-tuned](../docs/scalings.png)
-
 {table(zero_shot, answers, (2, 4, 8), zero_shot)}
 
 ## Scalings of rope, fine-tuned

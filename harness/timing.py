@@ -1,12 +1,15 @@
 """What work costs: its time, measured in turns with that of other libraries, and its memory, in its own process."""
 
 import multiprocessing
+import os
 import re
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,32 +132,26 @@ def run_apart(work: Callable, *arguments: Any) -> tuple[Any, float, float, float
     Raises:
         RunFailed: if the process ended before the work did.
     """
-    spawn = multiprocessing.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=work_in_child, args=(sender, torch.get_num_threads(), work, arguments))
-    process.start()
-    sender.close()
-    anonymous, rollup = None, Path(f"/proc/{process.pid}/smaps_rollup")
-    while not receiver.poll(0.02):
-        with suppress(OSError):
-            anonymous = max(anonymous or 0, read_mebibytes(rollup, "Anonymous"))
-    try:
-        return *receiver.recv(), anonymous
-    except EOFError as error:
-        raise RunFailed(f"{work.__name__}{arguments} ended early: out of memory?") from error
-    finally:
-        process.join()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        rollup, anonymous = Path(f"/proc/{pool.submit(os.getpid).result()}/smaps_rollup"), None
+        future = pool.submit(work_in_child, work, arguments)
+        while not wait([future], 0.02).done:
+            with suppress(OSError):
+                anonymous = max(anonymous or 0, read_mebibytes(rollup, "Anonymous"))
+        try:
+            return *future.result(), anonymous
+        except BrokenProcessPool as error:
+            raise RunFailed(f"{work.__name__}{arguments} ended early: out of memory?") from error
 
 
-def work_in_child(sender: Any, threads: int, work: Callable, arguments: tuple) -> None:
-    """The other end of `run_apart`."""
-    torch.set_num_threads(threads)
+def work_in_child(work: Callable, arguments: tuple) -> tuple[Any, float, float]:
+    """What the work returned, and the memory of this process when it began and at its peak, MiB."""
     before = peak_memory()
     with suppress(OSError):  # the peak from here on; Linux alone can forget the one before
         Path("/proc/self/clear_refs").write_text("5")
         before = read_mebibytes(Path("/proc/self/status"), "VmRSS")
-    result = work(*arguments)
-    sender.send((result, before, peak_memory()))
+    return work(*arguments), before, peak_memory()
 
 
 def peak_memory() -> float:

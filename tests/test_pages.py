@@ -7,13 +7,28 @@ from importlib import import_module
 
 import pytest
 
-from harness import pages
+from experiments import scalings
+from harness import measurements, pages
 from harness.messages import BadInput
 
 
 @pytest.mark.parametrize("name", ["lengths", "scalings", "bases", "retrieval"])
 def test_the_page_is_the_one_made_from_the_committed_measurements(name):
     assert pages.find_section(f"experiments/{name}.py")[2] == import_module(f"experiments.{name}").section()
+
+
+def test_what_the_page_says_of_lengths_is_what_the_experiments_have():
+    text = (pages.ROOT / "results" / "RESULTS.md").read_text()
+    for said in (
+        f"Each scheme was trained at {measurements.TRAINED} tokens.",
+        f"within the trained length of {measurements.TRAINED} tokens",
+        f"({measurements.TASKS}, episodes of up to {measurements.TASKS_TRAINED} tokens)",
+        f"given only the last {measurements.TRAINED} tokens of the context",
+        f"is the length in use divided by {measurements.TRAINED}.",
+        f"(seed 0, at {scalings.TUNED_AT:,} tokens)",
+        f"\n{measurements.TASKS_TRAINED} tokens), under the same scaling",
+    ):
+        assert said in text, said
 
 
 @pytest.fixture
