@@ -30,10 +30,8 @@ def bf16_is_native(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware. Where it only emulates it, fp32 is many times faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    return False
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def pick_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
@@ -91,19 +89,16 @@ def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: tor
     else:
         return
     kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers per token
-    for needed, flags in (
-        (
-            16 * count_parameters(shape) // shards,
-            "model.vocab_size model.d_model model.n_layer model.d_ff model.seq_len",
-        ),
-        (16 * batch_size * shape.seq_len, "run.batch_size model.seq_len"),
-        (4 * kept * rows * shape.seq_len, "run.micro_batch_size model.seq_len model.d_model model.n_layer"),
-    ):
+    needs = {
+        "model.vocab_size model.d_model model.n_layer model.d_ff model.seq_len": 16 * count_parameters(shape) // shards,
+        "run.batch_size model.seq_len": 16 * batch_size * shape.seq_len,
+        "run.micro_batch_size model.seq_len model.d_model model.n_layer": 4 * kept * rows * shape.seq_len,
+    }
+    values = {"run.batch_size": batch_size, "run.micro_batch_size": rows}
+    values |= {f"model.{name}": value for name, value in vars(shape).items()}
+    for flags, needed in needs.items():
         if needed > there:
-            values = {"run.batch_size": batch_size, "run.micro_batch_size": rows}
-            values |= {f"model.{name}": value for name, value in vars(shape).items()}
             given = ", ".join(f"--{flag} {values[flag]}" for flag in flags.split())
-            memory = (
-                f"{needed / 1e9:,.0f} GB of memory at least, and this machine's {device.type} has {there / 1e9:,.0f}"
-            )
-            raise BadInput(f"{given} would need {memory}: choose smaller ones")
+            least = f"{needed / 1e9:,.0f} GB of memory at least"
+            has = f"this machine's {device.type} has {there / 1e9:,.0f}"
+            raise BadInput(f"{given} would need {least}, and {has}: choose smaller ones")

@@ -35,13 +35,13 @@ class RunFailed(RuntimeError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known word closest to a misspelt one, or nothing when none is close."""
     known = list(known)
-    begun = [name for name in known if name.startswith(word)] if word else []
-    close = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    longer = [name for name in known if word and name.startswith(word)]
+    close = longer or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, with line ends spelt out: a name that a user gave may contain one."""
+    """An error's message with its line ends spelt out: a name that a user gave may contain one."""
     return str(error).replace("\r", "\\r").replace("\n", "\\n")
 
 
@@ -61,9 +61,9 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by whoever started this
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
-        if hasattr(getattr(sys, stream), "reconfigure"):  # a terminal may not know every character of a text or a name
+        if hasattr(getattr(sys, stream), "reconfigure"):  # a terminal may lack some characters of a text or a name
             getattr(sys, stream).reconfigure(errors="backslashreplace")
-    rank = os.environ.get("RANK", "0")  # what many processes have met together, rank 0 says: see harness/processes.py
+    rank = os.environ.get("RANK", "0")  # an error that all processes meet is reported by rank 0 (harness/processes.py)
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -81,10 +81,10 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
         silence()  # or Python would complain as it flushes once more
         if not isinstance(error, BrokenPipeError):  # a full disk, say; a reader who has left by now left after the work
             code = code or report_error(error, name)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is said: a stop that comes now needs no traceback
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is reported: a stop from here on needs no traceback
     if "LOCAL_RANK" in os.environ:  # one of many processes
-        # Without taking anything down: as Python lets go of DDP it waits, holding its lock, for gloo's thread, and that
-        # may be waiting for the lock to let go of its last tensor. Seen once in many runs, for ever.
+        # Without tearing anything down: while Python destroys DDP it holds its global lock and waits for gloo's thread,
+        # which may need that lock to release its last tensor. Once in many runs both waited for ever.
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -93,13 +93,13 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
 
 
 def silence() -> None:
-    """Send what is still printed nowhere, after its reader has gone."""
+    """Discard whatever is still printed: its reader has gone."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(error: BaseException, name: str, prints: bool = False) -> int:
-    """Say what ended a main in one line on stderr, and return its exit code. What nobody foresaw is raised again."""
+    """Report in one line on stderr what ended a main, and return its exit code. An unforeseen error is raised again."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
@@ -124,7 +124,7 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
         line = f"out of memory: {' '.join(str(error).split())[:200]}"
     if line is None:
         raise error
-    with contextlib.suppress(OSError):  # where nobody listens, the code says it
+    with contextlib.suppress(OSError):  # where nobody listens, the exit code is enough
         print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code
 

@@ -69,19 +69,14 @@ class Parser(ArgumentParser):
         if isinstance(exception, BadInput):
             raise exception
         line = re.sub(r"alue:$", "alue: ''", " ".join(str(message).split()))  # an empty text would not be seen
-        known = [name.lstrip("-") for name in self.known_names()]
-        if wrong := re.match(
-            r'Parser key "([\w.]+)": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)', line
-        ):
+        key = r'Parser key "([\w.]+)"'
+        if wrong := re.match(key + r": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)", line):
             kinds = re.split(r", (?![^\[]*\])", wrong[2])  # at commas, but those of a Literal's own
             line = f"--{wrong[1]} {wrong[3]}: expected {' or '.join(map(describe_type, kinds))}"
-        elif wrong := re.match(r'Parser key "([\w.]+)": Unable to load config (.*?) - ', line):
-            line = (
-                f"--{wrong[1]} {wrong[2]}: expected a YAML file or a mapping; or give options, --{wrong[1]}.NAME VALUE"
-            )
-        elif wrong := re.match(
-            r'Parser key "([\w.]+)"(?: element \d+)?: .*?Expected an? (.*?)\.? Got value: ?(.*)', line
-        ):
+        elif wrong := re.match(key + r": Unable to load config (.*?) - ", line):
+            ways = f"expected a YAML file or a mapping; or give options, --{wrong[1]}.NAME VALUE"
+            line = f"--{wrong[1]} {wrong[2]}: {ways}"
+        elif wrong := re.match(key + r"(?: element \d+)?: .*?Expected an? (.*?)\.? Got value: ?(.*)", line):
             name, kind, value = wrong.groups()
             choices = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
             line = f"--{name} {value}: expected {describe_type(kind)}{nearest(value, choices)}"
@@ -93,11 +88,9 @@ class Parser(ArgumentParser):
             line += nearest(unknown[1], self.known_names()) or "; --help lists what there is"
         elif re.search(r"[Uu]nrecognized arguments|arguments are required|expected .*argument|explicit argument", line):
             line = f"{line.removeprefix('argument ')}; --help lists what there is"
-        elif unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line):
-            name = f"{unknown[1]}.{unknown[2]}"
-            line = f"{name} is not an option{nearest(name, known)}"
-        elif unknown := re.search(r"Option '([\w.]+)' is not accepted", line):
-            line = f"{unknown[1]} is not an option{nearest(unknown[1], known)}"
+        elif unknown := re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", line):
+            name = ".".join(filter(None, unknown.groups()))
+            line = f"{name} is not an option{nearest(name, [known.lstrip('-') for known in self.known_names()])}"
         raise BadInput(line) from exception
 
 
@@ -135,20 +128,16 @@ class ConfigFile(ActionConfigFile):
             raise BadInput(f"--config {value} is not YAML that can be used here: {where}; mend that place") from error
         if sections is None:
             return
+        example = "write `model:` and below it, indented, `d_model: 256`"
         if not isinstance(sections, dict):
-            raise BadInput(f"--config {value} holds no sections: write `model:` and below it, indented, `d_model: 256`")
-        for name, content in sections.items():
-            if not isinstance(content, dict) and name != "plugin":
-                raise BadInput(
-                    f"--config {value}: {name} is {content!r} and not a section of options: write `model:` and below "
-                    "it, indented, `d_model: 256`"
-                )
-        if not isinstance(rope := sections.get("model", {}).get("rope", {}), dict):
-            raise BadInput(
-                f"--config {value}: model.rope is {rope!r} and not a section of options: write `rope:` and below it, "
-                "indented, `base: 10000`"
-            )
+            raise BadInput(f"--config {value} holds no sections: {example}")
         try:
+            for name, content in sections.items():
+                if not isinstance(content, dict) and name != "plugin":
+                    raise BadInput(f"{name} is {content!r} and not a section of options: {example}")
+            if not isinstance(rope := sections.get("model", {}).get("rope", {}), dict):
+                example = "write `rope:` and below it, indented, `base: 10000`"
+                raise BadInput(f"model.rope is {rope!r} and not a section of options: {example}")
             super().__call__(parser, namespace, value, option_string)
         except BadInput as error:
             raise BadInput(f"--config {value}: {error}") from error
