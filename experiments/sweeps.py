@@ -16,7 +16,7 @@ import compare
 from harness import report
 from harness.files import write_whole
 from harness.messages import run_main
-from harness.pages import ROOT
+from harness.pages import ROOT, replace_section
 from harness.tables import markdown
 from positions import SinusoidalOptions
 from train import RunConfig
@@ -52,9 +52,9 @@ def sweep(out: Path, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**made, "best": best, "runs": rates}, {**made, "runs": amplitudes}
 
 
-def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
-    """Both sweeps as a page."""
-    best, runs, newline = rates["best"], rates["runs"], "\n"
+def section(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
+    """What results/SWEEPS.md shows of both sweeps."""
+    best, runs = rates["best"], rates["runs"]
     values = sorted({one["learning_rate"] for one in runs})
     rows = [["learning rate", *best]]
     for rate in values:
@@ -66,37 +66,19 @@ def page(rates: dict[str, Any], amplitudes: dict[str, Any]) -> str:
     edge = ", ".join(s for s in best if best[s]["learning_rate"] in (values[0], values[-1]))
     seeds = ", ".join(map(str, sorted({one["seed"] for one in runs})))
     made_with = ", ".join(f"{name} {value}" for name, value in rates["versions"].items())
-    return f"""\
-# Sweeps: is the comparison fair?
-
-Bits per byte on the whole validation split after {runs[0]["steps"]} steps, seed {seeds}.
-Everything else is as in `make compare`. Rates and the amplitude were chosen on the validation split alone.
-
-## Learning rate
-
-{newline.join(markdown(rows))}
-
-There is one seed per cell, so nothing here says how much is luck; SURPRISES.md has more seeds of sinusoidal at two
-of the rates.{f" The best rate of {edge} lies at the edge of the range that was tried." * bool(edge)}
-
-## Amplitude of the sinusoidal waves
-
-Embeddings start with a standard deviation of 0.02. In the paper the waves have amplitude 1, and embeddings are of about
-the same size.
-
-{newline.join(markdown(waves))}
-
-Made by `{rates["command"]}` at commit {rates["commit"] or "unknown"} with {made_with}.
-"""
+    made = f"Bits per byte on the whole validation split after {runs[0]['steps']} steps, seed {seeds}. Made by "
+    made += f"`{rates['command']}` at commit {rates['commit'] or 'unknown'} with {made_with}."
+    at_edge = [f"The best rate of {edge} lies at the edge of the range that was tried.", ""] if edge else []
+    return "\n".join([made, "", *markdown(rows), "", *at_edge, *markdown(waves)])
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run both sweeps with further options of compare.py, and write what came out."""
     rates, amplitudes = sweep(Path(os.path.relpath(ROOT / "runs")), sys.argv[1:] if argv is None else argv)
-    text = page(rates, amplitudes)
+    text = section(rates, amplitudes)
     write_whole(RESULTS / "learning_rate.json", json.dumps(rates, indent=2) + "\n")
     write_whole(RESULTS / "sinusoidal_amplitude.json", json.dumps(amplitudes, indent=2) + "\n")
-    write_whole(RESULTS / "SWEEPS.md", text)
+    replace_section("experiments/sweeps.py", text)
     print(text)
 
 

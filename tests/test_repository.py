@@ -387,7 +387,7 @@ def test_the_page_of_the_sweeps_is_made_from_the_committed_figures():
         json.loads((REPOSITORY / "results" / f"{name}.json").read_text())
         for name in ("learning_rate", "sinusoidal_amplitude")
     )
-    assert (REPOSITORY / "results" / "SWEEPS.md").read_text() == sweeps.page(rates, amplitudes)
+    assert pages.find_section("experiments/sweeps.py")[2] == sweeps.section(rates, amplitudes)
     assert all(len({r["learning_rate"] for r in rates["runs"] if r["scheme"] == s}) >= 3 for s in rates["best"])
 
 
