@@ -30,7 +30,7 @@ from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
-from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
+from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
 from harness.retrieval import empty_rows, measure_accuracy
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def make_parser() -> Parser:
     """The command line of compare.py: its own options and all of train.py's."""
-    parser = make_run_parser("compare.py", first_paragraph(__doc__))
+    parser = make_run_parser("compare.py", __doc__)
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")

@@ -38,7 +38,7 @@ from data import Corpus
 from harness.devices import pick_device, pick_precision
 from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses
 from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, first_paragraph, refuse_unknown, run_main
+from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
 from harness.runs import FinishedRun, load_finished_run, read_result
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def make_parser() -> Parser:
     """The command line of evaluate.py."""
-    parser = Parser(prog="evaluate.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="evaluate.py", description=__doc__)
     lengths = "of context, tokens; 1, 2, 4 and 8 times the trained one if not given"
     protocols = f"{', '.join(PROTOCOLS)}; for tasks: {RETRIEVAL}"
     picture = "FILE.png; evaluate.png in the run folder if not given"

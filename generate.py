@@ -27,7 +27,7 @@ import torch
 import data
 from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
-from harness.messages import BadInput, RunFailed, first_paragraph, run_main
+from harness.messages import BadInput, RunFailed, run_main
 from harness.options import Parser
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import Text, compile_for_sampling, sample_several, trial
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> Parser:
     """The command line of generate.py."""
-    parser = Parser(prog="generate.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="generate.py", description=__doc__)
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--prompt", type=str, default="", help="text to continue; if empty, a new text, or a trial")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to draw")

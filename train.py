@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import data
-from harness.messages import first_paragraph, run_main
+from harness.messages import run_main
 from harness.processes import ALONE, World, meet_processes
 from harness.run import Run
 from harness.run_options import RunConfig, make_run_parser, parse_run
@@ -104,7 +104,7 @@ def train(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one model as the command line says, and return what its result.json says."""
     with meet_processes() as world:  # those that torchrun has started; one otherwise
-        parser = make_run_parser("train.py", first_paragraph(__doc__))
+        parser = make_run_parser("train.py", __doc__)
         _, data_config, model_config, config = world.together(parse_run, argv, parser)
         return train(data_config, model_config, config, world)
 

@@ -20,7 +20,7 @@ import torch
 
 from harness import workloads
 from harness.files import write_whole
-from harness.messages import first_paragraph, run_main
+from harness.messages import run_main
 from harness.options import Parser
 from harness.pages import ROOT, replace_section
 from harness.provenance import commit, versions
@@ -103,7 +103,7 @@ def section(content: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure all series, and write their tables."""
-    parser = Parser(prog="experiments/cost.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="experiments/cost.py", description=__doc__)
     what = "false: only write the tables, from results/cost.json"
     parser.add_argument("--measure", type=bool, default=True, help=what)
     if parser.parse_args(argv).measure:

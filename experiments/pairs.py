@@ -6,7 +6,7 @@ python -m experiments.pairs --d_head 32 --length 256 --rope.scaling yarn --rope.
 import math
 from dataclasses import replace
 
-from harness.messages import BadInput, first_paragraph, run_main
+from harness.messages import BadInput, run_main
 from harness.options import Parser
 from harness.ranges import explain
 from harness.scalings import yarn_warning
@@ -29,7 +29,7 @@ def pairs(config: RopeConfig, d_head: int, length: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table of pairs for the options of the command line."""
-    parser = Parser(prog="experiments.pairs", description=first_paragraph(__doc__))
+    parser = Parser(prog="experiments.pairs", description=__doc__)
     parser.add_class_arguments(RopeConfig, "rope")
     parser.add_argument("--d_head", type=int, default=32, help="width of a head, features")
     parser.add_argument("--length", type=int, default=256, help="length in use, tokens")

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import report
 from harness.files import write_whole
-from harness.messages import BadInput, first_paragraph, run_main
+from harness.messages import BadInput, run_main
 from harness.options import Parser
 from harness.pages import ROOT, replace_section
 from harness.timing import Row, table
@@ -42,7 +42,7 @@ def speed_section(content: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Publish the comparison, or the speeds, named on the command line."""
-    parser = Parser(prog="experiments.publish", description=first_paragraph(__doc__))
+    parser = Parser(prog="experiments.publish", description=__doc__)
     what = "a comparison's folder, or speeds as .json"
     parser.add_argument("made", type=str, nargs="?", default="nothing", help=what)
     named = Path(parser.parse_args(argv).made)

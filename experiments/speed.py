@@ -27,7 +27,7 @@ import data
 import train
 from harness import devices
 from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, first_paragraph, nearest, run_main
+from harness.messages import BadInput, nearest, run_main
 from harness.options import Parser
 from harness.peers import Logits, llama, train_theirs
 from harness.preparing import SPLITS
@@ -250,7 +250,7 @@ def refuse_wrong(asked: Any) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmarks that the command line names, and return what goes into the file."""
-    parser = Parser(prog="experiments/speed.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="experiments/speed.py", description=__doc__)
     what = f"{', '.join(BENCHES)}; all but trainer if none"
     parser.add_argument("benches", type=str, nargs="*", default=[], help=what)
     parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")

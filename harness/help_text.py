@@ -28,7 +28,8 @@ def format_help(parser: Any, section: str | None) -> str:
     """What a script says of its options.
 
     Args:
-        parser: the script's, an `options.Parser`; its `essential` are the options of sections that one needs most.
+        parser: the script's, an `options.Parser`. Of its description, the script's docstring, the first paragraph is
+            shown; its `essential` are the options of sections that one needs most.
         section: `all`, or how names begin, `model` or `model.rope`; None for those that one needs, in short.
 
     Raises:
@@ -39,7 +40,7 @@ def format_help(parser: Any, section: str | None) -> str:
     sections = sorted({name.rpartition(".")[0] for name in options if "." in name})
     if section not in (None, "all", *sections):
         raise BadInput(f"--help {section}: there is no such section; choose {', '.join(['all', *sections])}")
-    lines = textwrap.wrap(parser.description or "", WIDTH)
+    lines = textwrap.wrap((parser.description or "").split("\n\n")[0], WIDTH)
     for name, action in options.items():
         needed = "." not in name or name in parser.essential
         chosen = needed if section is None else section == "all" or name.startswith(f"{section}.")

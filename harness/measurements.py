@@ -22,7 +22,7 @@ from filelock import FileLock
 import data
 from harness import devices
 from harness.files import write_whole
-from harness.messages import BadInput, RunFailed, first_paragraph
+from harness.messages import BadInput, RunFailed
 from harness.options import Parser
 from harness.pages import ROOT
 from harness.provenance import commit
@@ -190,7 +190,7 @@ def run_experiment(argv: list[str] | None, doc: str, measurements: list[Measurem
     Raises:
         BadInput: if there is no measurement to write a page from.
     """
-    parser = Parser(description=first_paragraph(doc))
+    parser = Parser(description=doc)
     what = "false: only write the page, from the measurements that exist"
     parser.add_argument("--measure", type=bool, default=True, help=what)
     if parser.parse_args(argv).measure:

@@ -45,11 +45,6 @@ def in_one_line(error: Exception) -> str:
     return str(error).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def first_paragraph(doc: str | None) -> str:
-    """The first paragraph of a docstring; nothing under `python -OO`, which has none."""
-    return (doc or "").split("\n\n")[0]
-
-
 def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback.
 

@@ -72,7 +72,7 @@ import train
 from harness import messages
 from harness.checkpoints import Damaged, read_checkpoint, steps_saved
 from harness.files import write_whole
-from harness.messages import BadInput, first_paragraph
+from harness.messages import BadInput
 from harness.options import Parser
 from harness.provenance import versions
 from harness.runs import load_finished_run
@@ -752,7 +752,7 @@ CAMPAIGNS = {  # with their tries in the long form, and in the short one of `mak
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the campaigns named on the command line, all of them if none is, and count."""
-    parser = Parser(prog="faults.py", description=first_paragraph(__doc__))
+    parser = Parser(prog="faults.py", description=__doc__)
     parser.add_argument("campaigns", type=str, nargs="*", default=[], help=", ".join(CAMPAIGNS))
     parser.add_argument("--tries", type=int, default=None, help="of each campaign; of soak, steps")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
