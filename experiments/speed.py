@@ -1,6 +1,6 @@
 """How fast does this machine train, rotate, generate and prepare text, beside other libraries and its own limit?
 
-    python -m experiments.speed train rope --out bench.json      all but trainer, if none is named
+    python -m experiments.speed train rope --out bench.json      all four, if none is named
 
 The contenders of a case take turns; docs/speed.md, into which `python -m experiments.publish bench.json` puts the
 figures, says how to read them. In training all have the same optimiser, precision and parts of the batch.
@@ -24,17 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
-import train
 from harness import devices
 from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, nearest, run_main
 from harness.options import Parser
-from harness.peers import Logits, llama, train_theirs
+from harness.peers import Logits, llama
 from harness.preparing import SPLITS
 from harness.provenance import commit, versions
-from harness.runs import load_finished_run
 from harness.sampling import compile_for_sampling, sample, store_by_columns
-from harness.scoring import score
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
 from harness.workloads import ENTRIES, prepare, training_flops, training_step, write_texts
 from model import ModelConfig, Transformer
@@ -43,9 +40,7 @@ from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 SHAPES = [(128, 4), (256, 6)]  # d_model and n_layer, with 4 heads; the last of them generates
 ROWS, LENGTH, TURN = 32, 256, 0.5  # of a training step; tokens per row; seconds that a turn lasts at least
 TOKENS, MEGABYTES = [200, 2000], [10, 200]  # to generate; of text to prepare, the speed of the smallest
-TRAINER_FLAGS = ["--run.wandb", "disabled"]  # options of train.py
-PEERS = ("transformers", "accelerate")
-CPU = torch.device("cpu")
+CPU, PEER = torch.device("cpu"), "transformers"
 
 Cases = Iterator[tuple[Row, Rounds]]
 missing: list[str] = []  # what was not there to be measured
@@ -59,9 +54,9 @@ def is_there(what: str, there: bool, otherwise: str) -> bool:
     return there
 
 
-def is_installed(library: str) -> bool:
-    otherwise = f"{library} is not installed and takes no part: pip install -e '.[bench]' brings it"
-    return is_there(library, importlib.util.find_spec(library) is not None, otherwise)
+def is_installed() -> bool:
+    otherwise = f"{PEER} is not installed and takes no part: pip install -e '.[bench]' brings it"
+    return is_there(PEER, importlib.util.find_spec(PEER) is not None, otherwise)
 
 
 def list_ways() -> list[str]:
@@ -80,7 +75,7 @@ def bench_train(asked: Any) -> Cases:
         for scheme, way in itertools.product(("rope", "none"), list_ways()):
             model = Transformer(replace(config, position=scheme))
             models[f"{scheme} {way}"] = torch.compile(model) if way == "compiled" else model
-        if is_installed("transformers"):
+        if is_installed():
             models["transformers sdpa"] = Logits(llama(config))
         contenders = {name: training_step(model, config, ROWS, rows, autocast) for name, model in models.items()}
         size = min(2048, 8 * d_model)
@@ -115,7 +110,7 @@ def bench_rope(asked: Any) -> Cases:
         contenders[f"{layout}, {way}"] = partial(both, q, k, cos, sin, layout)
     ours = list(contenders)
     contenders["copying"] = lambda: (q.clone(), k.clone())
-    if is_installed("transformers"):
+    if is_installed():
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
         twice = [torch.cat((part, part), dim=-1)[None] for part in (cos, sin)]  # (1, T, D) each, as it wants them
@@ -148,7 +143,7 @@ def bench_generate(asked: Any) -> Cases:
         models = {way: compile_for_sampling(model) if way == "compiled" else model for way in list_ways()}
         contenders: dict[str, Callable] = {way: partial(write, model) for way, model in models.items()}
         contenders[limit] = multiply
-        if is_installed("transformers"):
+        if is_installed():
             other = llama(config, length=len(prompt) + tokens).eval()
             options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}
             contenders["transformers"] = partial(other.generate, torch.tensor([prompt]), **options)
@@ -182,56 +177,7 @@ def bench_data(asked: Any) -> Cases:
                 yield Row("data", f"anonymous memory, preparing {size:g} MB", "MiB", anonymous), {}
 
 
-def train_for(
-    seconds: float, train_steps: Callable[[int], tuple[float, Any]], steps: int = 50
-) -> tuple[int, float, Any]:
-    """Train anew, with as many steps as the run before suggests, until a run takes `seconds`, to a thirtieth.
-
-    A short run has another speed than a long one, and a busy machine never the same; after four runs the last counts.
-    `train_steps` returns seconds and an outcome; the last run's steps, seconds and outcome come back.
-    """
-    taken, made = train_steps(steps)
-    for _ in range(4):
-        steps = max(1, round(steps * seconds / taken))
-        taken, made = train_steps(steps)
-        if abs(taken - seconds) <= seconds / 30:
-            break
-    return steps, taken, made
-
-
-def bench_trainer(asked: Any) -> Cases:
-    """Bits per byte of the validation split after equal times of training, ours and the Trainer's."""
-    with tempfile.TemporaryDirectory() as name:
-        out = Path(name, "ours")
-
-        def ours(steps: int) -> tuple[float, float]:
-            flags = [f"--run.{option}={steps}" for option in ("steps", "save_every", "eval_every")]
-            flags += ["--run.threads", str(torch.get_num_threads())]
-            result = train.main([*TRAINER_FLAGS, *flags, "--run.out", str(out), "--run.overwrite", "true"])
-            return result["seconds"], result["bits_per_byte"]
-
-        def theirs(steps: int) -> tuple[float, float]:
-            run_ = load_finished_run(out)
-            model, length, settings = llama(run_.model_config), run_.model_config.seq_len, run_.settings
-            corpus = data.load(run_.data, settings["seed"], settings["batch_size"], length)
-            precision, autocast = devices.pick_precision(settings["precision"], CPU)
-            seconds = train_theirs(model, corpus, settings, steps, precision == "bf16", Path(name, "trainer"))
-            windows = corpus.windows("validation", length)
-            return seconds, score(Logits(model.eval()), windows, corpus.token_bytes, CPU, autocast).bits_per_byte
-
-        sides, bits = {"ours": ours}, {}
-        if is_installed("transformers") and is_installed("accelerate"):
-            sides["transformers Trainer"] = theirs
-        for side, train_steps in sides.items():
-            steps, seconds, found = train_for(asked.train_seconds, train_steps)
-            bits[side] = [found]
-            print(f"{side}: {steps} steps in {seconds:.1f} s, {found:.4f} bits per byte", flush=True)
-    case = f"after {asked.train_seconds:g} s of training"
-    yield compare_rounds("trainer", case, "bits/byte", bits, "ours", ["transformers Trainer"]), bits
-
-
-BENCHES = {"train": bench_train, "rope": bench_rope, "generate": bench_generate}
-BENCHES |= {"data": bench_data, "trainer": bench_trainer}
+BENCHES = {"train": bench_train, "rope": bench_rope, "generate": bench_generate, "data": bench_data}
 
 
 def refuse_wrong(asked: Any) -> None:
@@ -242,8 +188,6 @@ def refuse_wrong(asked: Any) -> None:
     for name in ("repeats", "threads"):
         if (value := getattr(asked, name)) is not None and value < 1:
             raise BadInput(f"--{name} {value} must be at least 1")
-    if not 0 < asked.train_seconds < math.inf:
-        raise BadInput(f"--train_seconds {asked.train_seconds:g} must be above 0 and finite")
     if asked.out is not None:
         refuse_unwritable("out", Path(asked.out))
 
@@ -251,20 +195,18 @@ def refuse_wrong(asked: Any) -> None:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmarks that the command line names, and return what goes into the file."""
     parser = Parser(prog="experiments/speed.py", description=__doc__)
-    what = f"{', '.join(BENCHES)}; all but trainer if none"
-    parser.add_argument("benches", type=str, nargs="*", default=[], help=what)
+    parser.add_argument("benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all if none is named")
     parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")
     parser.add_argument("--note", type=str, default="", help="a remark that is kept with the figures")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all contenders take turns")
     parser.add_argument("--threads", type=int | None, default=None, help="of PyTorch; if not given, it chooses")
-    parser.add_argument("--train_seconds", type=float, default=120, help="of trainer: how long each side trains")
     asked = parser.parse_args(argv)
     refuse_wrong(asked)
     missing.clear()
     if asked.threads:
         torch.set_num_threads(asked.threads)
     rows, details = [], []
-    for name in dict.fromkeys(asked.benches) or [name for name in BENCHES if name != "trainer"]:
+    for name in dict.fromkeys(asked.benches or BENCHES):
         for row, rounds in BENCHES[name](asked):
             rows.append(row)
             details.append(rounds)
@@ -275,10 +217,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "rounds": details,
         "missing": list(missing),
         "versions": versions() | {"threads": torch.get_num_threads()},
-        "peers": {name: importlib.metadata.version(name) for name in PEERS if importlib.util.find_spec(name)},
+        "peers": {PEER: importlib.metadata.version(PEER)} if importlib.util.find_spec(PEER) else {},
         "commit": commit(),
         "note": asked.note,
-        "options": {name: getattr(asked, name) for name in ("repeats", "train_seconds")},
+        "options": {"repeats": asked.repeats},
     }
     if asked.out:
         write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")

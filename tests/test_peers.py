@@ -1,4 +1,4 @@
-"""Peers: that the library's model and trainer do the same work as ours.
+"""Peers: that the library's model does the same work as ours.
 
 .venv/bin/python -m pytest tests/test_peers.py
 """
@@ -6,7 +6,6 @@
 import pytest
 import torch
 
-import data
 from experiments.speed import SHAPES
 from harness import peers
 from harness.sampling import sample
@@ -33,14 +32,6 @@ def test_ours_and_transformers_generate_the_same_tokens_from_the_same_weights():
     prompt = [1, 2, 3]
     their_tokens = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, 3:].tolist()
     assert list(sample(ours, prompt, 20, temperature=0, seed=0)) == their_tokens
-
-
-def test_the_trainer_reads_our_batches_in_order(corpus_file, tmp_path):
-    corpus = data.load(data.DataConfig(str(corpus_file), tokenizer="bytes", cache=str(tmp_path)), 0, 3, 16)
-    rows = iter(peers.TrainingRows(corpus))
-    for step in range(3):
-        theirs = torch.stack([next(rows)["input_ids"] for _ in range(3)])
-        assert torch.equal(theirs, corpus.batch(step)[0])
 
 
 @pytest.mark.parametrize(("d_model", "n_layer"), SHAPES)

@@ -6,7 +6,6 @@
 import importlib.util
 import json
 import math
-from functools import partial
 
 import pytest
 
@@ -75,42 +74,12 @@ def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
     }
 
 
-def test_each_side_trains_for_the_seconds_asked_whatever_its_rehearsal_said():
-    runs = []
-
-    def run(steps: int) -> tuple[float, str]:
-        runs.append(steps)
-        return 2 + 0.1 * steps, f"run {len(runs)}"  # a start that weighs less in a longer run
-
-    steps, seconds, made = speed.train_for(60, run, 10)
-    assert made == f"run {len(runs)}"
-    assert seconds == pytest.approx(60, rel=1 / 30)
-    assert seconds == 2 + 0.1 * steps
-    assert runs[0] == 10
-    assert runs[-1] == steps
-
-
-def test_a_machine_that_keeps_no_pace_ends_after_four_runs_as_they_came_out():
-    speeds = iter([1, 2, 1, 2, 1])  # seconds a step
-    assert speed.train_for(60, lambda steps: (steps * next(speeds), "made"), 10) == (30, 30, "made")
-
-
-def test_both_sides_train_for_the_seconds_asked(small, monkeypatch):
-    pytest.importorskip("accelerate")
-    monkeypatch.setattr(speed, "train_for", partial(speed.train_for, steps=2))
-    monkeypatch.setattr(speed, "TRAINER_FLAGS", small)
-    (row,) = (Row(**row) for row in speed.main(["trainer", *TINY, "--train_seconds", "0.05"])["rows"])
-    assert set(row.peers) == {"transformers Trainer"}
-    assert (row.unit, row.ratio_low == row.ratio_high) == ("bits/byte", True)
-    assert 0 < row.ours < 20
-
-
 # ---- what is missing, and what cannot be -----------------------------------------------------------------------------
 
 
 def test_a_peer_that_is_not_installed_is_said_to_be_missing_once_and_the_rest_goes_on(monkeypatch, capsys):
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in speed.PEERS else there(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else there(name))
     content = speed.main(["rope", "train", *TINY])
     said = capsys.readouterr().out
     assert said.count("transformers is not installed") == 1
@@ -134,7 +103,6 @@ def test_without_a_compiler_nothing_compiled_is_measured_and_that_is_said(monkey
     [
         (["trian"], ["trian", "did you mean train"]),
         (["train", "--repeats", "0"], ["--repeats 0", "at least 1"]),
-        (["trainer", "--train_seconds", "0"], ["--train_seconds 0", "above 0"]),
         (["train", "--threads", "0"], ["--threads 0", "at least 1"]),
         (["train", "--repeats", "none"], ["--repeats", "none", "int"]),
         (["train", "--repeat", "3"], ["--repeat", "did you mean --repeats"]),
