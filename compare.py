@@ -42,6 +42,7 @@ from harness.tasks import TaskCorpus
 from model import ModelConfig
 from positions import SCHEMES
 
+SET_HERE = {"model.position": "schemes", "run.seed": "seeds", "run.out": "out", "run.name": "out"}  # -> the flag for it
 TRIALS = 200  # per task and length, at least
 # A run that is already in the folder is used if it differs only where a resumed run may, except in two options: another
 # eval_every gives its curve other points, and bf16 against fp32 is a difference beyond the scheme.
@@ -100,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def make_parser() -> Parser:
     """The command line of compare.py: its own options and all of train.py's."""
     parser = make_run_parser("compare.py", __doc__)
+    parser.essential = parser.essential - {*SET_HERE, "run.init_from"}
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
@@ -131,8 +133,7 @@ def refuse_bad_options(asked: Any, given: Any, parser: Parser) -> None:
     for multiple in asked.multiples:
         if not 0 < multiple < math.inf:
             raise BadInput(f"--multiples {multiple:g} must be above 0 and finite: lengths are in trained lengths")
-    own = {"model.position": "schemes", "run.seed": "seeds", "run.out": "out", "run.name": "out"}
-    for name, instead in own.items():
+    for name, instead in SET_HERE.items():
         if asked[name] != parser.get_default(name):
             raise BadInput(f"--{name} is set by the comparison for each run: use --{instead}")
 

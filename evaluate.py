@@ -123,14 +123,14 @@ def make_parser() -> Parser:
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--lengths", type=int, nargs="+", default=None, help=lengths)
     parser.add_argument("--protocols", type=str, nargs="+", default=None, help=protocols)
-    parser.add_argument("--trials", type=int, default=None, help="for retrieval: at least so many per cell; 200")
+    parser.add_argument("--trials", type=int, default=None, help="for retrieval: the least number per cell; 200")
     parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare, or all")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
     parser.add_argument(
         "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of shuffled-prefix")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffling in shuffled-prefix")
     parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     return parser

@@ -72,10 +72,12 @@ def make_parser() -> Parser:
     parser.add_argument("--top_k", type=int | None, default=None, help="draw only from this many likeliest tokens")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw only from the fewest with this probability")
     parser.add_argument("--min_p", type=float, default=0.0, help="drop tokens below this share of the likeliest")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument("--samples", type=int, default=1, help="texts to draw; sample i is that of seed + i")
     parser.add_argument("--stop", type=str, action="append", default=[], help="end before this text; may be repeated")
-    parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster if large")
+    parser.add_argument(
+        "--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster for large models"
+    )
     parser.add_argument(
         "--compile", type=bool, default=False, help="faster after a minute or two; needs a C++ compiler"
     )

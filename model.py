@@ -41,7 +41,7 @@ class ModelConfig:
         n_kv_head: key and value heads, a divisor of n_head; as many as n_head if not given.
         d_ff: width inside the SwiGLU; 8/3 d_model rounded down to a multiple of 32 if not given.
         seq_len: trained length, tokens (T); learned positions end there.
-        position: the scheme of order, by its name in positions.SCHEMES.
+        position: the position scheme, by its name in positions.SCHEMES.
         tie_embeddings: whether the embedding is also the matrix that makes logits.
         init_std: standard deviation of first values.
         norm_eps: added to the mean square in RMSNorm.

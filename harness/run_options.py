@@ -46,8 +46,8 @@ class RunConfig:
             leaves the weights as they were, counts the step and goes on.
         precision: fp32, bf16 (autocast) or auto, which is bf16 where the hardware has it natively.
         device: cuda, mps, cpu or auto, the first of them that is available.
-        threads: of PyTorch on the CPU, in each process. If not given, PyTorch's own choice; several processes that
-            torchrun started on one machine share its cores.
+        threads: how many threads PyTorch uses on the CPU, in each process. If not given, PyTorch chooses; processes
+            that torchrun started on one machine share its cores.
         compile: whether torch.compile makes the model faster; it needs a C++ compiler and takes a minute.
         shard: whether each of the processes that torchrun started keeps only its part of the weights and of the
             optimiser's state (FSDP2), not all of it (DDP). The first values are still drawn whole on each.
@@ -68,20 +68,20 @@ class RunConfig:
         extend_learned: how a learned table grows when a tuned run is longer: repeat (the old table again and again),
             interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
             vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
-        seed: of first values and of batches.
+        seed: seed of the initial weights and of the batches.
         steps: optimiser steps.
         batch_size: rows of one optimiser step, over all processes.
         micro_batch_size: rows that go through the model at once, in each process; if not given, on a CPU as many as
             hold 2,048 tokens, elsewhere all.
-        learning_rate: AdamW's, at its highest.
-        embedding_rate: the embedding's rate, as a multiple of the others'.
+        learning_rate: AdamW's learning rate after the warm-up.
+        embedding_rate: the learning rate of the embedding, as a multiple of learning_rate.
         schedule: how the rate falls after the warm-up, linear or cosine.
         final_rate: what it falls to, a fraction of learning_rate.
         warmup: the fraction of all steps in which the rate climbs.
-        weight_decay: AdamW's, on matrices and tables alone.
-        beta1: AdamW's, of the mean gradient.
-        beta2: AdamW's, of the mean square.
-        grad_clip: largest norm of the whole gradient.
+        weight_decay: AdamW's weight decay, on matrices and tables alone.
+        beta1: AdamW's decay rate of the mean gradient.
+        beta2: AdamW's decay rate of the mean squared gradient.
+        grad_clip: the largest norm that the whole gradient may have.
     """
 
     out: str | None = None
