@@ -139,14 +139,13 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
         losses = [r["loss_by_length"] for r in runs]
         if any(loss[far] is None for loss in losses):
             why = f"its positions end at {trained}" if text_reaches else "the validation text is too short"
-            lines.append(f"{scheme} has no loss at {far}: {why}.")
+            lines.append(f"{scheme} cannot be scored at {far} tokens: {why}.")
             continue
         change = [loss[far] - loss[str(trained)] for loss in losses]
         middle, _ = interval(change)
-        verdict = "holds" if abs(middle) < 0.02 else "loses" if middle > 0 else "gains"
-        lines.append(
-            f"{scheme} {verdict} from {trained} to {far} tokens of context: {format_mean(change)} nats per token."
-        )
+        verdict = "hardly changes" if abs(middle) < 0.02 else "rises" if middle > 0 else "falls"
+        by = f"{format_mean(change, sign='+')} nats per token"
+        lines.append(f"The loss of {scheme} {verdict} from {trained} to {far} tokens of context: {by}.")
     return lines
 
 

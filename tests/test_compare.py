@@ -218,19 +218,22 @@ def test_a_length_the_text_is_too_short_for_is_null(small, tmp_path):
         "runs"
     ][0]
     assert [length for length, loss in run["loss_by_length"].items() if loss is None] == ["64", "128"]
-    assert "rope has no loss at 128: the validation text is too short" in (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "rope cannot be scored at 128 tokens: the validation text is too short"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
 
 
-def test_findings_say_who_holds_who_loses_and_who_ends(summary):
+def test_findings_say_whose_loss_stays_rises_or_falls_and_who_ends(summary):
     changes = {"alibi": 0.01, "rope": 0.5, "none": -0.3}
     for run in summary["runs"]:
         if run["scheme"] != "learned":
             run["loss_by_length"]["128"] = run["loss_by_length"]["16"] + changes[run["scheme"]]
     said = "\n".join(report.describe_findings(summary))
-    assert "alibi holds from 16 to 128" in said
-    assert "rope loses from 16 to 128 tokens of context: 0.500" in said
-    assert "none gains" in said
-    assert "learned has no loss at 128: its positions end at 16" in said
+    assert "The loss of alibi hardly changes from 16 to 128" in said
+    assert "The loss of rope rises from 16 to 128 tokens of context: +0.500" in said
+    assert "The loss of none falls" in said
+    assert "learned cannot be scored at 128 tokens: its positions end at 16" in said
 
 
 def test_findings_rank_by_the_mean_over_seeds(summary):
