@@ -6,9 +6,9 @@ from typing import Any
 from harness.pictures import Line, draw_by_length, draw_heat_maps, picture
 from harness.retrieval import name_quarter
 from harness.tables import group_by, markdown
+from positions import SCHEMES
 
-STYLE = {  # colour, dash and marker of each scaling; None: a scheme that has no scalings
-    None: ("#56B4E9", "-", "o"),
+STYLE = {  # colour, dash and marker of each scaling
     "none": ("#999999", (0, (1, 1)), "x"),
     "linear": ("#E69F00", "--", "s"),
     "ntk": ("#009E73", "-.", "^"),
@@ -90,7 +90,9 @@ def draw_losses(results: list[dict[str, Any]], scheme: str, trained: int, path: 
             rows = [row | {"x": row["positions"][1] if by_position else row["length"]} for row in rows]
             lines = [Line(f"cropped to {trained}", {row["x"]: [row["crop_loss"]] for row in rows}, "black", "-", "")]
             for scaling, group in group_by(rows, "scaling").items():
-                lines.append(Line(scaling or scheme, {row["x"]: [row["loss"]] for row in group}, *STYLE[scaling]))
+                own = SCHEMES[scheme]
+                label, *style = (scaling, *STYLE[scaling]) if scaling else (own.label, own.color, own.dash, own.marker)
+                lines.append(Line(label, {row["x"]: [row["loss"]] for row in group}, *style))
             draw_by_length(axis, lines, trained)
             if by_position:
                 axis.set_xlabel(f"tokens before the target, windows of {longest}")
