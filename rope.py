@@ -137,7 +137,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D_rot/2) each
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # (B, H, T, D_rot)
     else:  # neighbours are a complex number in memory: eq. 12 in one pass, 4% less time for a training step on a CPU
-        pairs = torch.view_as_complex(wide.contiguous().unflatten(-1, (-1, 2)))  # (B, H, T, D_rot/2)
+        wide = wide.clone(memory_format=torch.contiguous_format)  # pairs must begin at even places, whatever x is
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))  # (B, H, T, D_rot/2)
         turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)  # (B, H, T, D_rot): x e^{i m theta}
     return turned.to(x.dtype)
 

@@ -197,7 +197,9 @@ def test_the_compilers_real_form_of_the_rotation_equals_the_complex_one(
 
 def test_rotation_takes_features_that_lie_anywhere_in_memory() -> None:
     wide = normal(2, 3, len(POSITIONS), 2 * D + 1)  # rows of odd length, so that pairs start at odd places
-    for x in (wide[..., :D], wide[..., 1 : D + 1], wide[..., : 2 * D : 2], wide.transpose(1, 2)[:, :9, :3, :D]):
+    whole = wide.flatten()[1 : 1 + 6 * len(POSITIONS) * D].view(2, 3, -1, D)  # contiguous, yet from an odd place on
+    strided = wide[..., :D], wide[..., 1 : D + 1], wide[..., : 2 * D : 2], wide.transpose(1, 2)[:, :9, :3, :D]
+    for x in (*strided, whole, wide[:1, :1, :1, 1 : D + 1]):
         positions = POSITIONS[: x.shape[2]]
         for width in (D, 6):
             theta = plain_theta(width)
