@@ -57,10 +57,10 @@ class Corpus(PreparedCorpus):
         spare = n_tokens - 1 - per_epoch * self.seq_len  # tokens that these windows leave over
         starts = np.empty(self.batch_size, np.int64)  # (B,)
         for row in range(self.batch_size):
-            epoch, turn = divmod(step * self.batch_size + row, per_epoch)
+            epoch, place = divmod(step * self.batch_size + row, per_epoch)
             draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
             offset, *keys = draw.integers(2**32, size=5).tolist()
-            starts[row] = offset % (spare + 1) + shuffled(turn, per_epoch, keys) * self.seq_len
+            starts[row] = offset % (spare + 1) + shuffled(place, per_epoch, keys) * self.seq_len
         return self.gather("train", starts, self.seq_len)
 
     def windows(

@@ -40,7 +40,7 @@ class Position(nn.Module):
 
     @classmethod
     def settle(cls, config: Any) -> Any:
-        """The options, with what follows from the model filled in. Raises ValueError for a model that does not fit."""
+        """For ModelConfig to call: the options, completed from the model. Raises ValueError if that does not fit."""
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """What the parameter self.NAME starts as; None for the model's own rule, N(0, init_std)."""

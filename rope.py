@@ -21,13 +21,14 @@ tokens, so fast pairs tell near tokens apart, slow pairs far ones:
     theta_j = base^(-2j/d),  j = 0 .. d/2 - 1                                              (radians per token)
 
 In real numbers a turn is a 2 x 2 matrix, rows (cos m theta, -sin m theta) and (sin m theta, cos m theta), and all turns
-of a head are one block-diagonal matrix R_m (eq. 14, 15). Since R_m^T R_n = R_{n-m}, here too only the distance is left:
+of a head are one block-diagonal matrix R_m (eq. 14, 15). A query is q = W_q x_m and a key k = W_k x_n, of tokens with
+features x_m and x_n. Since R_m^T R_n = R_{n-m}, only the distance is left (k turned by n - m is q turned by m - n):
 
     (R_m W_q x_m)^T (R_n W_k x_n) = x_m^T W_q^T R_{n-m} W_k x_n                             (eq. 16)
 
 No parameter is added, a vector keeps its norm, and position 0 is not turned. R_m is never built: `turn` works pair by
 pair (eq. 34). Past the trained length slow pairs come to angles never seen in training; a `scaling` slows them. Two of
-the scalings have an attention factor too, which the caller multiplies cos and sin by.
+the scalings have an attention factor too, by which positions.Rope multiplies cos and sin.
 """
 
 import math
@@ -80,7 +81,7 @@ def frequencies(config: "RopeConfig", d_head: int, length: int) -> tuple[Tensor,
             first, last = max(first, 0), min(last, d - 1)  # the authors' d - 1, though pairs end at d/2 - 1
             if first > last:
                 raise ValueError(f"rope.scaling yarn has no ramp at rope.base {base:g} and rope.original_length {L}")
-            slow = ((j - first) / (last - first if last != first else 0.001)).clamp(0, 1)  # 0 fast, 1 slow
+            slow = ((j - first) / (last - first or 0.001)).clamp(0, 1)  # 0 fast, 1 slow; no division by 0
             return theta / s * slow + theta * (1 - slow), config.attention_factor or 0.1 * math.log(s) + 1
         case "longrope":  # LongRoPE (2402.13753): a divisor for each pair, found by search, and other ones past L
             divisors = torch.tensor(config.long_factor if length > L else config.short_factor, dtype=torch.float64)
@@ -90,13 +91,15 @@ def frequencies(config: "RopeConfig", d_head: int, length: int) -> tuple[Tensor,
             fast = ((L * theta / (2 * math.pi) - few) / (many - few)).clamp(0, 1)  # 0 slow, 1 fast
             return (1 - fast) * theta / s + fast * theta, 1.0
         case "proportional":  # the first (fastest) `fraction` of all pairs turns, by theta / s, the others not at all
-            n_turned = int((config.fraction * d_head + 1e-9) // 2)
+            n_turned = int((config.fraction * d_head + 1e-9) // 2)  # 1e-9: 0.58 * 100 is 57.99...
             return torch.where(j < n_turned, theta, 0.0) / s, 1.0
     return theta, 1.0
 
 
 def rotate(x: Tensor, positions: Tensor, theta: Tensor, layout: Layout = "interleaved") -> Tensor:
     """Turn every pair of features by its angle, position times frequency (RoFormer eq. 34). No attention factor.
+
+    The model calls the two lines apart: `cos_sin` once per forward pass, `turn` in every layer.
 
     Args:
         x: queries or keys, (B, H, T, D).
@@ -229,7 +232,7 @@ def rotated_width(config: RopeConfig, d_head: int) -> int:
         ValueError: for options that do not fit that many features, by name.
     """
     scaling, asked = config.scaling, f"rope.fraction {config.fraction:g} of a head {d_head} wide"
-    d = int((1.0 if scaling == "proportional" else config.fraction) * d_head + 1e-9)  # 0.58 * 100 is 57.99...
+    d = int((1.0 if scaling == "proportional" else config.fraction) * d_head + 1e-9)
     if d < 2 or d % 2:
         raise ValueError(f"{asked} rotates {d} features, not pairs of them: change n_head, d_model or rope.fraction")
     if config.original_length is None and scaling in NEEDS_ORIGINAL_LENGTH:

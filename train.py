@@ -71,12 +71,12 @@ def train(
         return run.result
     # on every process; what fails on one ends all of them
     corpus = run.together(data.load, data_config, config.seed, config.batch_size, model_config.seq_len)
-    model_config = run.together(run.complete_model_config, corpus)
+    model_config = run.together(run.complete_model_config, corpus)  # with the tokenizer's vocab_size
     model = run.together(Transformer, model_config, config.seed)
     run.place(model)  # on its device; run.model is the same one, compiled or spread over processes if asked for
     optimizer = make_optimizer(model, config)
 
-    with run.begin(optimizer):  # the run folder, a stopped run's checkpoint, curves, signals
+    with run.begin(optimizer):  # takes the folder, loads a stopped run's checkpoint; at the end scores, writes results
         for step in run.steps():  # from 0, or from where the run was stopped
             rate = learning_rate(step, config)
             for group in optimizer.param_groups:
@@ -92,7 +92,8 @@ def train(
                 part.backward()
                 loss += part.item()
             loss = run.sum(loss)
-            norm = run.gather(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            norm = run.gather(norm)  # of the whole gradient, where each process holds a part of every weight
             clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
             if run.is_finite(step, loss, float(norm)):  # else the run stops or, if asked to, leaves out this update
                 optimizer.step()
