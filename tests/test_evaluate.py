@@ -16,9 +16,10 @@ from torch.nn import functional as F
 import data
 import evaluate
 import train
-from harness import scalings, scoring
+from harness import evaluation, scalings, scoring
 from harness.runs import FinishedRun, load_finished_run
 from model import Transformer
+from positions import SCHEMES
 from rope import OPTIONS, RopeConfig
 
 L = 16  # the trained length of a finished run
@@ -401,3 +402,14 @@ def test_a_file_that_is_there_survives_a_refusal(sharp_run, refused, tmp_path):
     (tmp_path / "old.json").write_text("old")
     refused(str(sharp_run), "--out", "old.json", "--picture", "no/a.png")
     assert (tmp_path / "old.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_picture_shows_a_scheme_without_scalings_as_its_class_says(scheme, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation, "draw_by_length", lambda axis, lines, trained: drawn.extend(lines))
+    row = {"scaling": None, "protocol": "fixed", "length": 16, "loss": 1.0, "crop_loss": 2.0}
+    evaluation.draw_losses([row], scheme, 16, tmp_path / "evaluate.png")
+    own = SCHEMES[scheme]
+    assert (drawn[1].label, drawn[1].color, drawn[1].dash) == (own.label, own.color, own.dash)
+    assert drawn[1].marker == own.marker

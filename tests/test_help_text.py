@@ -5,6 +5,7 @@
 
 import pytest
 
+import compare
 import generate
 import train
 
@@ -22,6 +23,12 @@ def test_the_short_help_has_the_options_one_needs_with_their_defaults_and_names_
     assert not any("--run.beta1" in line for line in lines)
     assert "model.rope" in lines[-1]
     assert lines == shown(at_the_shell, "-h")
+
+
+def test_the_help_of_a_comparison_leaves_out_what_it_sets_for_each_run(at_the_shell):
+    text = "\n".join(shown(at_the_shell, "--help", main=compare.main))
+    assert "--run.steps" in text
+    assert not [name for name in (*compare.SET_HERE, "run.init_from") if f"--{name}" in text]
 
 
 @pytest.mark.parametrize("section", ["data", "model", "model.rope", "run"])
