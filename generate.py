@@ -1,14 +1,13 @@
 """Text from a trained run, token by token, with a key-value cache.
 
     python generate.py runs/rope --prompt "In the beginning" --tokens 200 --temperature 0.8 --top_p 0.95 --seed 0
-    python generate.py runs/rope --samples 4 --stop "\\n\\n" --tokens 600 --rope.scaling yarn --rope.beta_fast 8
+    python generate.py runs/rope --samples 4 --tokens 600 --rope.scaling yarn --rope.beta_fast 8
 
 The next token is drawn from the logits l, (V,), in these steps, each applied to what the one before has left:
 
     temperature   l / temperature; 0 takes the likeliest token
     top_k         only the k likeliest
     top_p         only the nucleus: the fewest likeliest tokens with a total probability of at least p (1904.09751)
-    min_p         only those with at least min_p times the probability of the likeliest (2407.01082)
     draw          one uniform number u, and the first token at which the cumulative probability exceeds u
 
 Sample i draws its numbers from seed + i alone: it is the text that `--seed` seed + i gives by itself. The last digits
@@ -23,6 +22,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from tokenizers.decoders import DecodeStream
 
 import data
 from harness.byte_level import END_OF_TEXT, special_id
@@ -30,7 +30,7 @@ from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, run_main
 from harness.options import Parser
 from harness.runs import FinishedRun, load_finished_run
-from harness.sampling import Text, compile_for_sampling, sample_several, trial
+from harness.sampling import compile_for_sampling, sample_several, trial
 from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH
@@ -71,10 +71,8 @@ def make_parser() -> Parser:
     parser.add_argument("--temperature", type=float, default=0.8, help="lower is safer, higher is wilder, 0 is greedy")
     parser.add_argument("--top_k", type=int | None, default=None, help="draw only from this many likeliest tokens")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw only from the fewest with this probability")
-    parser.add_argument("--min_p", type=float, default=0.0, help="drop tokens below this share of the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument("--samples", type=int, default=1, help="texts to draw; sample i is that of seed + i")
-    parser.add_argument("--stop", type=str, action="append", default=[], help="end before this text; may be repeated")
     parser.add_argument(
         "--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster for large models"
     )
@@ -92,17 +90,13 @@ def refuse_bad_options(asked: Any) -> None:
         ("temperature", 0 <= asked.temperature < math.inf, "0 or more"),
         ("top_k", asked.top_k is None or asked.top_k >= 1, "at least 1"),
         ("top_p", 0 < asked.top_p <= 1, "above 0 and at most 1"),
-        ("min_p", 0 <= asked.min_p < 1, "at least 0 and below 1"),
         ("samples", asked.samples >= 1, "at least 1"),
         ("seed", 0 <= asked.seed <= 2**63 - asked.samples, "at least 0 and below 2^63, as must that of each sample"),
     ):
         if not fine:
             raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
-    for name, text in (("prompt", asked.prompt), *(("stop", stop) for stop in asked.stop)):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python marks bytes it cannot decode
-            raise BadInput(f"--{name} {text!r} is not UTF-8: type it in a terminal that uses UTF-8")
-    if not all(asked.stop):
-        raise BadInput("--stop '' must not be empty: every text contains it")
+    if any("\ud800" <= character <= "\udfff" for character in asked.prompt):  # how Python marks bytes it cannot decode
+        raise BadInput(f"--prompt {asked.prompt!r} is not UTF-8: type it in a terminal that uses UTF-8")
     if asked.compile:
         refuse_without_compiler("--compile", torch.device("cpu"))
 
@@ -122,26 +116,30 @@ def print_samples(loaded: FinishedRun, ids: list[int], asked: Any) -> None:
 
     A single sample is printed as it is drawn, each piece flushed, on a screen and in a pipe alike; several, in turn.
     """
-    how = {name: getattr(asked, name) for name in ("tokens", "temperature", "seed", "top_k", "top_p", "min_p")}
-    stops = [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in asked.stop]  # a shell passes them as typed
-    texts, wall, live = [Text(loaded.tokenizer, stops) for _ in range(asked.samples)], "", asked.samples == 1
+    how = {name: getattr(asked, name) for name in ("tokens", "temperature", "seed", "top_k", "top_p")}
+    tokenizer, end, live = loaded.tokenizer, special_id(loaded.tokenizer, END_OF_TEXT), asked.samples == 1
+    stream, said, wall = DecodeStream(skip_special_tokens=False), "", ""
+    texts: list[list[int]] = [[] for _ in range(asked.samples)]  # tokens, up to the end of text
     if live:
         print(asked.prompt, end="", flush=True)
     try:
         for row in sample_several(loaded.model, ids, number=asked.samples, **how):
-            pieces = [text.add(token) for text, token in zip(texts, row, strict=True)]
-            if live:
-                print(pieces[0], end="", flush=True)
-            if all(text.over for text in texts):
+            for text, token in zip(texts, row, strict=True):
+                text += [token] * (text[-1:] != [end])
+            if live and row[0] != end:
+                piece = stream.step(tokenizer, row[0]) or ""  # none within a character of several tokens
+                print(piece, end="", flush=True)
+                said += piece
+            if all(text[-1] == end for text in texts):
                 break
     except PastTheEnd as error:
         wall = str(error)
     for i, text in enumerate(texts):
-        note = text.note if text.over else wall
-        rest = text.add(None)
+        note = "the model ended its text" if text[-1:] == [end] else wall
+        whole = tokenizer.decode(text[:-1] if text[-1:] == [end] else text, skip_special_tokens=False)
         if not live:
             print(f"--- sample {i + 1} of {asked.samples} (alone: --seed {asked.seed + i})")
-        print(rest if live else asked.prompt + text.said)
+        print(whole[len(said) :] if live else asked.prompt + whole)
         if note:
             print(f"[{note}]")
 

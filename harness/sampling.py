@@ -1,6 +1,5 @@
-"""Tokens drawn from a model one by one, with a key-value cache, and the text that they make."""
+"""Tokens drawn from a model one by one, with a key-value cache."""
 
-import codecs
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from harness.byte_level import END_OF_TEXT, byte_characters, special_id
 from harness.tasks import TaskCorpus
 from model import Transformer
 
@@ -33,17 +30,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(~kept, -math.inf)
 
 
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits, (..., V), with -inf on tokens less than p times as probable as the likeliest one."""
-    if p == 0:
-        return logits
-    largest = logits.amax(-1, keepdim=True)  # (..., 1)
-    return logits.masked_fill(logits - largest < math.log(p), -math.inf)  # keep i: p_i >= p max(p), and p ~ exp(l)
-
-
-def choose_tokens(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1, min_p: float = 0
-) -> Tensor:
+def choose_tokens(logits: Tensor, u: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1) -> Tensor:
     """One token for each row of logits, (N, V), and uniform number in [0, 1), (N, 1), as generate.py says: (N, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
@@ -51,8 +38,7 @@ def choose_tokens(
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # l / temperature, where exp cannot overflow
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    logits = keep_min_p(keep_top_p(logits, top_p), min_p)
-    upto = logits.softmax(-1).cumsum(-1)  # (N, V)
+    upto = keep_top_p(logits, top_p).softmax(-1).cumsum(-1)  # (N, V)
     return torch.searchsorted(upto / upto[:, -1:], u, right=True)  # the first i with p_1 + ... + p_i > u
 
 
@@ -92,7 +78,7 @@ def sample_several(
     """Draw one token for each of `number` samples (N), given all tokens before it, again and again.
 
     All begin with the same prompt and share each forward pass; sample i draws from seed + i. `kept` may have top_k,
-    top_p and min_p. Raises PastTheEnd when learned positions are used up.
+    top_p. Raises PastTheEnd when learned positions are used up.
     """
     device = model.embedding.weight.device
     generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
@@ -119,40 +105,3 @@ def trial(model: Transformer, corpus: TaskCorpus, task: str, row: int) -> str:
     prompt, right = episode.tokens[: asked[0]].tolist(), episode.tokens[asked].tolist()
     drawn = list(sample(model, prompt, len(right), temperature=0, seed=0))
     return f"{task}: {corpus.decode(prompt)}\n  right: {corpus.decode(right)}\n  model: {corpus.decode(drawn)}"
-
-
-BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
-
-
-class Text:
-    """The text that the model adds in one sample: whole characters, up to one of the stop texts or the end of text.
-
-    A character may span several tokens, and so may a stop text, which does not belong to the text. What may still
-    become part of either is held back until that is certain.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
-        self.end = special_id(tokenizer, END_OF_TEXT)
-        self.added = tokenizer.get_added_tokens_decoder()  # spelled out; all others are in byte characters
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held = self.said = self.note = ""
-        self.over = False
-
-    def add(self, token: int | None) -> str:
-        """Add a token, or None when there are no more, and return the text that this makes certain."""
-        if self.over:
-            return ""
-        last = token is None or token == self.end
-        spelling = "" if last else self.tokenizer.id_to_token(token) or ""
-        in_bytes = spelling.encode() if token in self.added else bytes(BYTE_OF[character] for character in spelling)
-        text = self.held + self.decoder.decode(in_bytes, final=last)
-        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        partial = [n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        certain = min(found) if found else len(text) - (0 if last else max(partial, default=0))
-        if token == self.end and not found:
-            self.note = "the model ended its text"
-        self.over = last or bool(found)
-        self.held = text[certain:]
-        self.said += text[:certain]
-        return text[:certain]

@@ -311,15 +311,9 @@ generate | rope --top_k 2.5                  | --top_k 2.5; int
 generate | rope --top_p 0                    | --top_p 0; above 0 and at most 1
 generate | rope --top_p 1.01                 | --top_p 1.01; above 0 and at most 1
 generate | rope --top_p .nan                 | --top_p nan; above 0
-generate | rope --min_p -0.1                 | --min_p -0.1; at least 0 and below 1
-generate | rope --min_p 1                    | --min_p 1; below 1
-generate | rope --min_p .nan                 | --min_p nan; below 1
 generate | rope --samples 0                  | --samples 0; at least 1
 generate | rope --samples -2                 | --samples -2; at least 1
 generate | rope --samples two                | --samples; two; int
-generate | rope --stop ''                    | --stop ''; empty
-generate | rope --stop x --stop ''           | --stop ''; empty
-generate | rope --stop                       | --stop; --help
 generate | rope --precision bf16             | --precision; bf16; fp64, fp32
 generate | rope --seed x                     | --seed; x; int
 generate | rope --seed -1                    | --seed -1; at least 0

@@ -201,7 +201,7 @@ def test_top_k_1_is_greedy_and_the_options_reach_the_draws(decided, text_of):
     flags = ["--prompt", "in", "--tokens", "30", "--temperature", "3"]
     likeliest = text_of(decided("rope"), "--prompt", "in", "--tokens", "30", "--temperature", "0")
     assert text_of(decided("rope"), *flags) != likeliest
-    for option in (("--top_k", "1"), ("--top_p", "1e-6"), ("--min_p", "0.999999")):
+    for option in (("--top_k", "1"), ("--top_p", "1e-6")):
         assert text_of(decided("rope"), *flags, *option) == likeliest
 
 
@@ -294,30 +294,24 @@ def test_a_reader_that_leaves_early_is_no_error(finished, monkeypatch):
     assert ended.value.code == 0
 
 
-# ---- stop texts ------------------------------------------------------------------------------------------------------
+def test_pieces_are_whole_characters_and_together_what_the_tokenizer_decodes(finished, monkeypatch):
+    loaded = load_finished_run(finished("rope"))  # whose tokens are bytes
+    pieces: list[str] = []
 
+    class Screen(io.StringIO):
+        def flush(self):
+            pieces.append(self.getvalue()[len("".join(pieces)) :])
 
-def test_generation_ends_at_a_stop_text(decided, text_of, passes):
-    flags = ["--prompt", "in the ", "--tokens", "40", "--temperature", "0"]
-    loaded = load_finished_run(decided("rope"))
-    drawn = loaded.tokenizer.decode(greedy(loaded.model, loaded.tokenizer.encode("in the ").ids, 40))
-    stop = drawn[10:13]
-    passes.clear()
-    assert text_of(decided("rope"), *flags, "--stop", "nowhere", "--stop", stop) == f"in the {drawn.split(stop)[0]}\n"
-    assert len(passes) < 40
-
-
-def test_a_stop_text_in_the_prompt_stops_nothing(finished, text_of):
-    flags = ["--prompt", "in the ", "--tokens", "8", "--temperature", "0"]
-    assert text_of(finished("rope"), *flags, "--stop", "in the ") == text_of(finished("rope"), *flags)
-
-
-def test_samples_stop_each_at_its_own_place(finished, text_of):
-    flags = ["--prompt", "in", "--tokens", "40", "--temperature", "1"]
-    whole = samples_in(text_of(finished("rope"), *flags, *THREE))
-    stopped = samples_in(text_of(finished("rope"), *flags, *THREE, "--stop", "e", "--stop", r"\n"))
-    assert stopped == [re.split("[e\n]", text[2:])[0].join(("in", "\n")) for text in whole]
-    assert len({len(text) for text in stopped}) > 1
+    words, broken = "na\u00efve \u6587\u5b57 \U0001f600, e\u0301", [byte + 3 for byte in (0xE6, ord("a"), 0xFF, 0xC3)]
+    monkeypatch.setattr(sys, "stdout", Screen())
+    for ids in (loaded.tokenizer.encode(words).ids, broken):
+        pieces.clear()
+        monkeypatch.setattr(generate, "sample_several", lambda *_, ids=ids, **__: ([token] for token in ids))
+        sys.stdout = Screen()
+        generate.main([str(finished("rope")), "--prompt", "in "])
+        said = sys.stdout.getvalue()
+        assert said == f"in {loaded.tokenizer.decode(ids)}\n"
+        assert [piece for piece in pieces[1:] if piece] == (list(words) if ids is not broken else ["\ufffda"])
 
 
 # ---- past the trained length -----------------------------------------------------------------------------------------

@@ -1,16 +1,14 @@
-"""Which tokens may be drawn, which are, and the text that they make.
+"""Which tokens may be drawn, and which are.
 
 .venv/bin/python -m pytest tests/test_sampling.py
 """
 
 import math
-import random
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness import byte_level, sampling
+from harness import sampling
 from harness.runs import load_finished_run
 from model import ModelConfig, Transformer
 
@@ -39,32 +37,26 @@ def test_top_p_of_equal_tokens_keeps_as_many_as_it_needs():
     assert kept(sampling.keep_top_p(torch.zeros(4), 0.51)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("p", "left"), [(0.51, [1]), (0.49, [1, 3]), (0.26, [1, 3]), (0.24, [0, 1, 2, 3])])
-def test_min_p_keeps_those_with_that_share_of_the_largest_probability(p, left):
-    assert kept(sampling.keep_min_p(HALVES, p)) == left
-
-
 def test_what_leaves_nothing_out_changes_nothing():
     logits = torch.cat((torch.zeros(5), torch.full((5,), -300.0), torch.tensor([-math.inf])))
-    for same in (sampling.keep_top_k(logits, 11), sampling.keep_top_p(logits, 1), sampling.keep_min_p(logits, 0)):
+    for same in (sampling.keep_top_k(logits, 11), sampling.keep_top_p(logits, 1)):
         assert torch.equal(same, logits)
 
 
 def test_one_token_is_always_left():
     rows = torch.stack((torch.zeros(50), torch.randn(50, generator=torch.Generator().manual_seed(0)) * 100))
-    strictest = sampling.keep_min_p(sampling.keep_top_p(sampling.keep_top_k(rows, 1), 1e-12), 1 - 1e-12)
+    strictest = sampling.keep_top_p(sampling.keep_top_k(rows, 1), 1e-12)
     assert strictest.isfinite().any(-1).all()
     assert strictest[1].argmax() == rows[1].argmax()
 
 
 def test_each_leaves_what_the_transformers_library_leaves():
-    from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
     logits = torch.randn(200, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     for ours, theirs in (
         (sampling.keep_top_k(logits, 7), TopKLogitsWarper(7)(None, logits)),
         (sampling.keep_top_p(logits, 0.8), TopPLogitsWarper(0.8)(None, logits)),
-        (sampling.keep_min_p(logits, 0.1), MinPLogitsWarper(0.1)(None, logits)),
     ):
         assert torch.equal(ours, theirs)
         assert 0 < ours.isfinite().sum() < ours.numel()
@@ -85,8 +77,6 @@ def test_temperature_comes_first_then_top_k_then_top_p():
     assert sampling.choose_tokens(logits, u, 1, top_p=0.5) == 1
     assert sampling.choose_tokens(logits, u, 1, top_k=2, top_p=0.5) == 0  # 0.4 is 0.57 of what top-k has left
     assert sampling.choose_tokens(logits, u, 0.25, top_p=0.5) == 0  # 0.4^4 is 0.72 of all fourth powers
-    assert sampling.choose_tokens(logits, u, 2, min_p=0.65) == 2  # sqrt(0.2 / 0.4) is 0.71
-    assert sampling.choose_tokens(logits, u, 1, min_p=0.65) == 1
 
 
 def test_a_temperature_near_0_is_the_likeliest_token():
@@ -158,78 +148,3 @@ def test_compiled_generation_writes_the_same_tokens_with_one_graph_for_the_promp
     ours, theirs = ([*sampling.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
     assert ours == theirs
     assert len(graphs) == 2
-
-
-@pytest.fixture(scope="module")
-def tokenizers_of(finished, text):
-    """A tokenizer of bytes, and one of pairs of bytes with an added token that has a space."""
-    pairs = Tokenizer(models.BPE())
-    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = list(byte_level.SPECIAL_TOKENS[:1])
-    pairs.train_from_iterator(
-        [text], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
-    )
-    pairs.add_tokens(["naïve deep"])
-    return load_finished_run(finished("rope")).tokenizer, pairs
-
-
-def test_pieces_are_whole_characters_and_nothing_is_lost(tokenizers_of):
-    original = "naïve 文字 \U0001f600, e\u0301\r\n"
-    for tokenizer in tokenizers_of:
-        whole = sampling.Text(tokenizer, [])
-        pieces = [whole.add(token) for token in tokenizer.encode(original).ids]
-        assert "".join(pieces) == whole.said == original
-        assert not any("\ufffd" in piece for piece in pieces)
-        assert whole.add(None) == ""
-
-
-def test_pieces_of_any_tokens_are_together_what_the_tokenizer_decodes(tokenizers_of):
-    draw = random.Random(0)
-    for tokenizer in tokenizers_of:
-        end = tokenizer.token_to_id(byte_level.SPECIAL_TOKENS[0])
-        ids = [i for i in range(tokenizer.get_vocab_size()) if i != end]
-        broken = [i for i in ids if "\ufffd" in tokenizer.decode([i])]
-        for trial in range(200):
-            tokens = draw.choices(broken if trial % 2 else ids, k=draw.randrange(1, 12))
-            text = sampling.Text(tokenizer, [])
-            pieces = [text.add(token) for token in [*tokens, None]]
-            assert "".join(pieces) == text.said == tokenizer.decode(tokens, skip_special_tokens=False)
-
-
-def test_a_byte_that_begins_no_character_is_printed_at_once(tokenizers_of):
-    text = sampling.Text(tokenizers_of[0], [])
-    assert text.add(0xFF + 3) == "\ufffd"
-    assert text.add("é".encode()[0] + 3) == ""
-    assert text.add(None) == "\ufffd"
-
-
-def fed(tokenizer, stops: list[str], words: str) -> tuple[list[str], sampling.Text]:
-    """The pieces that come of a text's bytes, one by one and with an end, and the text they make."""
-    text = sampling.Text(tokenizer, stops)
-    return [text.add(token) for token in [*tokenizer.encode(words).ids, None]], text
-
-
-def test_a_stop_text_ends_the_text_before_it_and_is_not_part_of_it(tokenizers_of):
-    for tokenizer in tokenizers_of:
-        _, text = fed(tokenizer, ["\n\n", "deep"], "in the\nbeginning\n\nGod and the deep")
-        assert text.said == "in the\nbeginning"
-        assert (text.over, text.note) == (True, "")
-        _, text = fed(tokenizer, ["\n\n", "beginning"], "in the\nbeginning\n\nGod")
-        assert text.said == "in the\n"
-
-
-def test_what_might_become_a_stop_text_is_held_back_and_given_when_it_does_not(tokenizers_of):
-    pieces, text = fed(tokenizers_of[0], ["aab", "xyz"], "aaaac xy")
-    assert pieces == ["", "", "a", "a", "aac", " ", "", "", "xy"]
-    assert text.said == "aaaac xy"
-    pieces, text = fed(tokenizers_of[0], ["aab"], "aaabc")
-    assert (pieces, text.said) == (["", "", "a", "", "", ""], "a")
-
-
-def test_a_stop_text_may_have_characters_of_several_bytes(tokenizers_of):
-    assert fed(tokenizers_of[0], ["ï文"], "naï naï文字")[1].said == "naï na"
-
-
-def test_of_two_stop_texts_in_one_token_the_first_to_stand_there_counts(tokenizers_of):
-    assert fed(tokenizers_of[1], ["deep", "ï", "p"], "in the naïve deep")[1].said == "in the na"
