@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 import data
 import train
 from harness import devices, report
-from harness.cluster import LAUNCHERS, Launcher, SlurmConfig
+from harness.cluster import Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     asked, *configs = parse_run(argv, parser, given.get("schemes") or parser.get_default("schemes"))
     refuse_bad_options(asked, given, parser)
     out, slurm = Path(asked.out), SlurmConfig(**vars(asked.slurm))
-    launcher = Launcher(asked.launcher, slurm, out) if asked.launcher else None
+    launcher = Launcher(slurm, out) if asked.launcher else None
     try:
         jobs, at_once = plan_jobs(asked, *configs)
     except ValueError as error:
@@ -107,8 +107,8 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
     how_many = "runs at a time; if not given one per core, with slurm all"
     parser.add_argument("--jobs", type=int, default=None, help=how_many)
-    where = "local or slurm: each run is a job of submitit, on this machine or on a cluster; else a process here"
-    parser.add_argument("--launcher", type=str, default=None, help=where)
+    where = "slurm: each run is a job of a cluster; if not given, a process here"
+    parser.add_argument("--launcher", type=Literal["slurm"] | None, default=None, help=where)
     parser.add_class_arguments(SlurmConfig, "slurm")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the runs, pictures and report")
     multiples, what = [1 / 4, 1 / 2, 1, 2, 4, 8], "context lengths to score, in trained lengths"
@@ -119,8 +119,7 @@ def make_parser() -> Parser:
 
 def refuse_bad_options(asked: Any, given: Any, parser: Parser) -> None:
     """Raise BadInput for options that are out of range or that a comparison sets itself."""
-    refuse_unknown("launcher", [asked.launcher] if asked.launcher is not None else [], LAUNCHERS)
-    if given.get("slurm") and asked.launcher != "slurm":
+    if given.get("slurm") and not asked.launcher:
         raise BadInput(f"--slurm.{next(iter(vars(given.slurm)))} does nothing without --launcher slurm")
     if not asked.out:
         raise BadInput("--out '' must name a folder")
@@ -149,7 +148,7 @@ def plan_jobs(
     lengths = sorted({max(1, int(multiple * model_config.seq_len)) for multiple in [*asked.multiples, 1]})
     seeds, schemes = dict.fromkeys(asked.seeds), dict.fromkeys(asked.schemes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cluster = asked.launcher == "slurm"
+    on_cluster = bool(asked.launcher)
     at_once = min(asked.jobs or (sys.maxsize if on_cluster else cores), len(asked.schemes) * len(asked.seeds))
     if not on_cluster and devices.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
         at_once = 1  # they share one accelerator

@@ -1,4 +1,4 @@
-"""The runs of a comparison as jobs of submitit, one a run: on this machine (--launcher local), or on a Slurm cluster.
+"""The runs of a comparison as jobs of a Slurm cluster, one a run, through submitit: compare.py --launcher slurm.
 
 compare.py stays, shows their progress, and writes the report when all have ended. If it is lost without a signal, with
 its terminal or machine, the jobs stay queued; tmux prevents that. The comparison's folder must be on a disk that the
@@ -7,7 +7,6 @@ cluster's machines share; its folder jobs-... holds submitit's files and the log
 
 import contextlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -27,10 +26,7 @@ from harness.messages import BadInput, run_main
 from harness.ranges import AT_LEAST_1, STRICT
 from harness.signals import Signals
 
-LAUNCHERS = ("local", "slurm")
-PAUSES = {"local": 0.5, "slurm": 5.0}  # seconds between two looks at a job: many users share a cluster's disk
 REQUEUES = 100  # at most; a time limit too short for one step would requeue the job for ever
-YEAR = 365 * 24 * 60  # minutes: nobody else sets a local job's time limit
 OURS = {"output", "error", "open-mode", "signal", "array", "nodes", "ntasks", "job-name", "wait", "no-requeue"}
 
 
@@ -40,32 +36,21 @@ class SlurmConfig:
 
     Args:
         partition: where the job queues.
-        account: what its time is charged to.
         time: minutes. A run that needs longer saves before they are over, is requeued and continues.
         cpus: per job; PyTorch uses as many threads unless run.threads says otherwise.
         gpus: per job.
-        memory: per job, GB.
-        extra: other options of sbatch by their names, such as `--slurm.extra.qos long`; true for one without a value.
+        extra: other options of sbatch by their names, such as `--slurm.extra.mem 64GB`; true for one without a value.
     """
 
     partition: str | None = None
-    account: str | None = None
     time: Annotated[int, Field(ge=5)] = 60
     cpus: Annotated[int, AT_LEAST_1] = 1
     gpus: Annotated[int, Field(ge=0)] = 0
-    memory: Annotated[int | None, AT_LEAST_1] = None
     extra: dict[str, bool | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.extra:
-            if not re.fullmatch(r"[a-z][a-z-]*", name):
-                raise ValueError(f"slurm.extra.{name} is not an option of sbatch: spell it as there, e.g. cpus-per-gpu")
-            if name in OURS:
-                raise ValueError(f"slurm.extra.{name} is set by compare.py itself: leave it out")
-        extra = {f"extra.{name}": value for name, value in self.extra.items()}
-        for name, value in {"partition": self.partition, "account": self.account, **extra}.items():
-            if value is not None and not (str(value) and str(value).isprintable()):
-                raise ValueError(f"slurm.{name} {value!r} must be one line of text")
+        if taken := OURS.intersection(self.extra):
+            raise ValueError(f"slurm.extra.{min(taken)} is set by compare.py itself: leave it out")
 
 
 class Work:
@@ -77,7 +62,7 @@ class Work:
 
     SIGUSR2   finishes the step, saves and ends the run; only then submitit's own handler requeues the job.
     SIGTERM   saves and continues: Slurm sends it to a job that is preempted or cancelled, SIGKILL follows, and a job
-              that ends by itself would not be requeued. A local job stops.
+              that ends by itself would not be requeued.
     SIGUSR1   saves and continues, as always (if it is submitit's signal, the job is requeued instead).
     SIGINT    finishes the step, saves and ends the run. compare.py sends it when Ctrl-C or SIGTERM makes it cancel its
               jobs, so that nothing keeps running unasked; the same command continues the runs.
@@ -92,17 +77,15 @@ class Work:
 
         preempted = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         requeue = signal.getsignal(preempted)
-        in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         # The same stop may arrive several times: sent to the whole process group, and passed on by the parent.
         Signals.ALONE = False
-        Signals.STOPS = (signal.SIGINT, preempted) if in_slurm else (signal.SIGINT, signal.SIGTERM, preempted)
+        Signals.STOPS = (signal.SIGINT, preempted)
         Signals.SAVES = tuple({signal.SIGTERM, signal.SIGUSR1} - set(Signals.STOPS))
         sys.argv = ["compare.py"]  # the name that messages in the log begin with
 
         def main(argv: list[str] | None) -> None:
             signal.signal(preempted, lambda number, frame: sys.exit(128 + number))  # between runs: at once
-            if in_slurm:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.work(self.job)
 
         try:
@@ -120,25 +103,25 @@ class Work:
 
 
 class Launcher:
-    """Starts jobs, with what `slurm` asks for, through submitit's executor of this name: local or slurm.
+    """Starts jobs, with what `slurm` asks for.
 
     Raises:
         BadInput: if submitit or Slurm is missing, or the name of the comparison's folder would be read as a pattern.
     """
 
-    def __init__(self, name: str, slurm: SlurmConfig, out: Path) -> None:
+    def __init__(self, slurm: SlurmConfig, out: Path) -> None:
         try:
             import submitit
         except ImportError as error:
             how = f"{sys.executable} -m pip install --editable '{Path(__file__).parents[1]}[cluster]'"
-            raise BadInput(f"--launcher {name} needs submitit, which is not installed: {how}") from error
-        for program in ("sbatch", "srun", "scancel") if name == "slurm" else ():
+            raise BadInput(f"--launcher slurm needs submitit, which is not installed: {how}") from error
+        for program in ("sbatch", "srun", "scancel"):
             if not shutil.which(program):
-                fix = "run compare.py on a machine that can submit jobs to the cluster, or use --launcher local"
+                fix = "run compare.py on a machine that can submit jobs to the cluster, or leave --launcher out"
                 raise BadInput(f"--launcher slurm: there is no {program} on this machine: {fix}")
         if "%" in str(out.absolute()):
             raise BadInput(f"--out {out}: Slurm and submitit read % in a path as a pattern: name a folder without it")
-        self.name, self.slurm, self.out, self.submitit, self.executor = name, slurm, out, submitit, None
+        self.slurm, self.out, self.submitit, self.executor = slurm, out, submitit, None
 
     def open(self) -> None:
         """Create a folder for submitit's files: a new one each time, so that nothing old in it is ever unpickled."""
@@ -146,29 +129,24 @@ class Launcher:
         # The job's Python must find these modules wherever it starts, and submitit must not write to the log itself.
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = [f"PYTHONPATH={path}", f"SUBMITIT_LOG_LEVEL={os.environ.get('SUBMITIT_LOG_LEVEL', 'WARNING')}"]
-        asked, kind = self.slurm, self.submitit.SlurmExecutor
-        options = {"partition": asked.partition, "account": asked.account, "time": asked.time}
+        python = shlex.join(["env", *settings, sys.executable])
+        self.executor = self.submitit.SlurmExecutor(folder, max_num_timeout=REQUEUES, python=python)
+        asked = self.slurm
+        options = {"partition": asked.partition, "time": asked.time, "additional_parameters": asked.extra or None}
         options |= {"cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None}
-        options |= {"mem": asked.memory and f"{asked.memory}GB", "additional_parameters": asked.extra or None}
         options["srun_args"] = [f"--cpus-per-task={asked.cpus}"]  # srun no longer inherits it from sbatch
-        if self.name == "local":  # submitit would hide the GPUs
-            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-            settings.insert(0, f"CUDA_VISIBLE_DEVICES={shown}" if shown else "-uCUDA_VISIBLE_DEVICES")
-            kind, options = self.submitit.LocalExecutor, {"timeout_min": YEAR}
-        self.executor = kind(folder, max_num_timeout=REQUEUES, python=shlex.join(["env", *settings, sys.executable]))
         given = {name: value for name, value in options.items() if value is not None}
         self.executor.update_parameters(**given, stderr_to_stdout=True)
 
     def start(self, work: Callable[[Any], None], job: Any) -> "SubmittedJob":
         """Submit one job; BadInput if Slurm refuses it."""
-        if self.name == "slurm":
-            self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.run.name}")
+        self.executor.update_parameters(job_name=f"{job.folder.parent.name}-{job.run.name}")
         # A terminal sends Ctrl-C to all its processes. Children started while it is ignored ignore it too: compare.py
         # passes it on. Nor may it interrupt between a submission and the record of it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # reported below
-                return SubmittedJob(self.executor.submit(Work(work, job)), self.name)
+                return SubmittedJob(self.executor.submit(Work(work, job)))
         except RuntimeError as error:  # how submitit reports any error of sbatch
             line = " ".join(str(error).split())
             raise BadInput(f"--launcher slurm: Slurm refuses the job of {job.run.name}: {line}") from error
@@ -179,8 +157,10 @@ class Launcher:
 class SubmittedJob:
     """A job that submitit has accepted; `jobs.ProcessJob` has the same methods."""
 
-    def __init__(self, job: Any, launcher: str) -> None:
-        self.job, self.launcher, self.log, self.pause = job, launcher, job.paths.stdout, PAUSES[launcher]
+    pause = 5.0  # seconds between two looks at it: many users share a cluster's disk
+
+    def __init__(self, job: Any) -> None:
+        self.job, self.log = job, job.paths.stdout
 
     def poll(self) -> str | None:
         """None while it waits or runs, "" if it has succeeded, otherwise how it ended."""
@@ -194,14 +174,10 @@ class SubmittedJob:
 
     def terminate(self) -> None:
         """Ask the run to save and end; a job that is still queued is cancelled."""
-        if self.launcher == "local" and not self.job.done():  # submitit's own cancel would kill it after one second
-            os.kill(int(self.job.job_id), signal.SIGTERM)
-        elif not self.job.done():
+        if not self.job.done():
             subprocess.run(["scancel", "--signal=INT", self.job.job_id], capture_output=True, check=False)
             self.job.cancel(check=False)
             print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, usually half a minute")
 
     def join(self) -> None:
-        """Wait until a local job that was asked to stop has ended; Slurm ends its own."""
-        while self.launcher == "local" and not self.job.done():
-            time.sleep(0.1)
+        """Wait for nothing: Slurm ends its jobs."""

@@ -252,21 +252,17 @@ compare | --jobs 0                           | --jobs 0; at least 1
 compare | --jobs -2                          | --jobs -2; at least 1
 compare | --jobs two                         | --jobs; two; int
 compare | --job 1                            | --job; did you mean --jobs
-compare | --launcher slrum                   | --launcher slrum; did you mean slurm
-compare | --launcher ''                      | --launcher; local, slurm
-compare | --launcher local --out a%j         | --out a%j; without it
+compare | --launcher slrum                   | --launcher slrum; expected slurm
+compare | --launcher ''                      | --launcher; slurm
 compare | --slurm.partition gpu              | --slurm.partition; --launcher slurm
-compare | --launcher local --slurm.time 60   | --slurm.time; --launcher slurm
+compare | --slurm.time 60                    | --slurm.time; --launcher slurm
 compare | --launcher slurm --slurm.time 1    | --slurm.time 1; at least 5
 compare | --launcher slurm --slurm.time long | --slurm.time; long; int
 compare | --launcher slurm --slurm.cpus 0    | --slurm.cpus 0; at least 1
 compare | --launcher slurm --slurm.gpus -1   | --slurm.gpus -1; at least 0
-compare | --launcher slurm --slurm.memory 0  | --slurm.memory 0; at least 1
-compare | --launcher slurm --slurm.partition '' | --slurm.partition ''; one line of text
 compare | --launcher slurm --slurm.partiton x | --slurm.partiton; did you mean --slurm.partition
 compare | --launcher slurm --slurm.extra 5   | --slurm.extra 5; dict
 compare | --launcher slurm --slurm.extra.output x | --slurm.extra.output; leave it out
-compare | --launcher slurm --slurm.extra.a_b x | --slurm.extra.a_b; sbatch
 compare | --scheme rope                      | --scheme; did you mean --schemes
 compare | --out tiny.txt                     | --out tiny.txt; name a folder
 compare | --out tiny.txt/below               | --out tiny.txt/below; name a folder

@@ -71,33 +71,6 @@ def at_step(monkeypatch, step: int, action) -> None:
     )
 
 
-# ---- the local executor ----------------------------------------------------------------------------------------------
-
-
-def test_local_jobs_give_the_figures_and_weights_of_runs_in_this_process_and_are_not_repeated(
-    small, tmp_path, monkeypatch
-):
-    theirs = compare.main([*small, *TWO, "--jobs", "1", "--out", str(tmp_path / "here")])
-    ours = compare.main([*small, *TWO, "--launcher", "local", "--out", str(tmp_path / "jobs")])
-    assert len(ours["runs"]) == 2
-    for one, other in zip(ours["runs"], theirs["runs"], strict=True):
-        assert one.keys() == other.keys()
-        assert {k: v for k, v in one.items() if k not in CLOCK} == {k: v for k, v in other.items() if k not in CLOCK}
-        weights = [tmp_path / each / f"{one['scheme']}-seed0" / "model.safetensors" for each in ("here", "jobs")]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert {each.name for each in (tmp_path / "here").iterdir()} == {
-        each.name for each in (tmp_path / "jobs").iterdir() if not each.name.startswith("jobs-")
-    }
-    (kept,) = (tmp_path / "jobs").glob("jobs-*")
-    logs = [log.read_text() for log in kept.glob("*_log.out")]
-    assert len(logs) == 2
-    assert all("validation loss" in log for log in logs)
-
-    monkeypatch.setattr(Launcher, "start", lambda *_: pytest.fail("submitted again"))
-    compare.main([*small, *TWO, "--launcher", "local", "--out", str(tmp_path / "jobs")])
-    assert len(list((tmp_path / "jobs").glob("jobs-*"))) == 1
-
-
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +78,8 @@ class Queued(Exception):
     """Where submitit would leave the process."""
 
 
-@pytest.mark.parametrize("where", ["local", "slurm"])
 def test_a_preempted_job_saves_first_is_queued_then_and_ends_with_the_same_weights(
-    small, tmp_path, monkeypatch, signals_as_they_were, where
+    small, tmp_path, monkeypatch, signals_as_they_were
 ):
     whole = job_of(small, tmp_path / "whole", "--run.steps", "8")
     compare.work(whole)
@@ -118,7 +90,6 @@ def test_a_preempted_job_saves_first_is_queued_then_and_ends_with_the_same_weigh
         saved.extend(steps_saved(job.folder))
         raise Queued
 
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", where)
     signal.signal(signal.SIGUSR2, queue_again)  # submitit's own, there before the job begins
     work = Work(compare.work, job)
     with monkeypatch.context() as patch:
@@ -139,7 +110,6 @@ def test_slurms_sigterm_saves_and_the_run_goes_on_until_it_is_killed(
     small, tmp_path, monkeypatch, signals_as_they_were
 ):
     job, saved = job_of(small, tmp_path, "--run.steps", "8", "--run.eval_every", "8"), []
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     measure = compare.measure_loss_by_length
     terminate = lambda *args: (  # noqa: E731
@@ -153,15 +123,11 @@ def test_slurms_sigterm_saves_and_the_run_goes_on_until_it_is_killed(
     assert read_result(job.folder)["status"] == "finished"
 
 
-@pytest.mark.parametrize(("where", "number", "code"), [("local", "SIGTERM", 143), ("slurm", "SIGINT", 130)])
-def test_a_cancelled_job_saves_and_ends_however_often_it_is_told(
-    small, tmp_path, monkeypatch, signals_as_they_were, where, number, code
-):
+def test_a_cancelled_job_saves_and_ends_however_often_it_is_told(small, tmp_path, monkeypatch, signals_as_they_were):
     job = job_of(small, tmp_path, "--run.steps", "8")
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", where)
-    number = getattr(signal, number)
-    at_step(monkeypatch, 5, lambda: [os.kill(os.getpid(), each) for each in (number, number, signal.SIGTERM)])
-    assert Work(compare.work, job)() == code
+    signals = (signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    at_step(monkeypatch, 5, lambda: [os.kill(os.getpid(), each) for each in signals])
+    assert Work(compare.work, job)() == 130
     assert steps_saved(job.folder)[0] == 5
 
 
@@ -169,7 +135,6 @@ def test_submitits_signal_of_old_wins_over_saving(small, tmp_path, monkeypatch, 
     import submitit
 
     monkeypatch.setattr(submitit.JobEnvironment, "USR_SIG", "USR1")
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     job, called = job_of(small, tmp_path), []
     signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -230,12 +195,14 @@ def slurm(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
-def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, slurm, monkeypatch):
+def test_a_preempted_slurm_job_queues_again_and_gives_the_figures_and_weights_of_a_run_here(
+    small, tmp_path, slurm, monkeypatch
+):
     out = tmp_path / "out"
     monkeypatch.setenv("METRICS", str(out / "rope-seed0" / "metrics.jsonl"))
-    monkeypatch.setitem(cluster.PAUSES, "slurm", 0.5)
+    monkeypatch.setattr(cluster.SubmittedJob, "pause", 0.5)
     steps = ["--run.steps", "500", "--run.eval_every", "500", "--multiples", "1"]
-    asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.memory", "4", "--slurm.extra.qos", "long"]
+    asked = ["--slurm.partition", "gpu", "--slurm.time", "30", "--slurm.extra.mem", "4GB", "--slurm.extra.qos", "long"]
     argv = [*small, *steps, "--schemes", "rope", "--launcher", "slurm", *asked, "--out", str(out)]
     summary = compare.main(argv)
     assert summary["runs"][0]["steps"] == 500
@@ -248,6 +215,16 @@ def test_a_preempted_slurm_job_queues_again_and_goes_on(small, tmp_path, slurm, 
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --signal=USR2@90\n" in script
     assert "gpus" not in script
+
+    monkeypatch.setattr(Launcher, "start", lambda *_: pytest.fail("submitted again"))
+    assert compare.main(argv)["runs"] == summary["runs"]
+    here = tmp_path / "here"
+    theirs = compare.main([*small, *steps, "--schemes", "rope", "--jobs", "1", "--out", str(here)])
+    ours, theirs = ({k: v for k, v in one["runs"][0].items() if k not in CLOCK} for one in (summary, theirs))
+    assert ours == theirs
+    weights = [folder / "rope-seed0" / "model.safetensors" for folder in (out, here)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert {each.name for each in here.iterdir()} == {e.name for e in out.iterdir() if not e.name.startswith("jobs-")}
 
 
 def test_ctrl_c_cancels_slurm_jobs(small, tmp_path, slurm, monkeypatch):
@@ -299,5 +276,10 @@ def test_no_slurm_and_no_submitit_are_one_line_each(tmp_path, monkeypatch):
         compare.main(["--launcher", "slurm", "--out", str(tmp_path / "out")])
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(BadInput, match=r"needs submitit, .* -m pip install --editable .*\[cluster\]"):
-        compare.main(["--launcher", "local", "--out", str(tmp_path / "out")])
+        compare.main(["--launcher", "slurm", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_name_slurm_would_read_as_a_pattern_is_refused(tmp_path, slurm):
+    with pytest.raises(BadInput, match=r"a%j: .* name a folder without it"):
+        compare.main(["--launcher", "slurm", "--out", str(tmp_path / "a%j")])
