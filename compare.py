@@ -11,7 +11,6 @@ stopped comparison continues when the same command is given again, each run from
 """
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
+from harness.ranges import Above0, AtLeast1, Seed
 from harness.retrieval import empty_rows, measure_accuracy
 from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
 from harness.runs import load_finished_run, read_result
@@ -104,34 +104,26 @@ def make_parser() -> Parser:
     parser.essential = parser.essential - {*SET_HERE, "run.init_from"}
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per scheme and seed")
+    parser.add_argument("--seeds", type=Seed, nargs="+", default=[0], help="one run per scheme and seed")
     how_many = "runs at a time; if not given one per core, with slurm all"
-    parser.add_argument("--jobs", type=int, default=None, help=how_many)
+    parser.add_argument("--jobs", type=AtLeast1 | None, default=None, help=how_many)
     where = "slurm: each run is a job of a cluster; if not given, a process here"
     parser.add_argument("--launcher", type=Literal["slurm"] | None, default=None, help=where)
     parser.add_class_arguments(SlurmConfig, "slurm")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the runs, pictures and report")
     multiples, what = [1 / 4, 1 / 2, 1, 2, 4, 8], "context lengths to score, in trained lengths"
-    parser.add_argument("--multiples", type=float, nargs="+", default=multiples, help=what)
+    parser.add_argument("--multiples", type=Above0, nargs="+", default=multiples, help=what)
     parser.set_defaults({"model.position": "none"})  # fits any shape; plan_jobs checks the schemes that are compared
     return parser
 
 
 def refuse_bad_options(asked: Any, given: Any, parser: Parser) -> None:
-    """Raise BadInput for options that are out of range or that a comparison sets itself."""
+    """Raise BadInput for options that mean nothing here or that a comparison sets itself."""
     if given.get("slurm") and not asked.launcher:
         raise BadInput(f"--slurm.{next(iter(vars(given.slurm)))} does nothing without --launcher slurm")
     if not asked.out:
         raise BadInput("--out '' must name a folder")
     refuse_unknown("schemes", asked.schemes, SCHEMES)
-    for seed in asked.seeds:
-        if not 0 <= seed < 2**63:
-            raise BadInput(f"--seeds {seed} must be at least 0 and below 2^63")
-    if asked.jobs is not None and asked.jobs < 1:
-        raise BadInput(f"--jobs {asked.jobs} must be at least 1")
-    for multiple in asked.multiples:
-        if not 0 < multiple < math.inf:
-            raise BadInput(f"--multiples {multiple:g} must be above 0 and finite: lengths are in trained lengths")
     for name, instead in SET_HERE.items():
         if asked[name] != parser.get_default(name):
             raise BadInput(f"--{name} is set by the comparison for each run: use --{instead}")

@@ -41,6 +41,7 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
+from harness.ranges import AtLeast1, Seed
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
@@ -54,10 +55,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser()
     asked, given = parser.parse_args(argv), parser.parse_args(argv, defaults=False).get("rope")
     refuse_unknown("protocols", asked.protocols or [], [*PROTOCOLS, RETRIEVAL])
-    if asked.trials is not None and asked.trials < 1:
-        raise BadInput(f"--trials {asked.trials} must be at least 1")
-    if not 0 <= asked.seed < 2**63:
-        raise BadInput(f"--seed {asked.seed} must be at least 0 and below 2^63")
     device = pick_device("auto")
     loaded = load_finished_run(asked.run, str(device))
     trained, settings, scheme = loaded.model_config.seq_len, loaded.settings, loaded.model_config.position
@@ -123,14 +120,16 @@ def make_parser() -> Parser:
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--lengths", type=int, nargs="+", default=None, help=lengths)
     parser.add_argument("--protocols", type=str, nargs="+", default=None, help=protocols)
-    parser.add_argument("--trials", type=int, default=None, help="for retrieval: the least number per cell; 200")
+    parser.add_argument(
+        "--trials", type=AtLeast1 | None, default=None, help="for retrieval: the least number per cell; 200"
+    )
     parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare, or all")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
     parser.add_argument(
         "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffling in shuffled-prefix")
+    parser.add_argument("--seed", type=Seed, default=0, help="seed of the shuffling in shuffled-prefix")
     parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     return parser

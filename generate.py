@@ -16,12 +16,12 @@ default, they differ by less than 1e-11, and a draw depends on that about as rar
 faster for large models) they differ by about 1e-6: rarely too, but from such a draw on the two texts differ.
 """
 
-import math
 import sys
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from tokenizers.decoders import DecodeStream
 
 import data
@@ -29,11 +29,15 @@ from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.messages import BadInput, RunFailed, run_main
 from harness.options import Parser
+from harness.ranges import AtLeast1, Seed
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import compile_for_sampling, sample_several, trial
 from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from positions import PastTheEnd
 from rope import DEPEND_ON_LENGTH
+
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,12 +71,12 @@ def make_parser() -> Parser:
     parser = Parser(prog="generate.py", description=__doc__)
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--prompt", type=str, default="", help="text to continue; if empty, a new text, or a trial")
-    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to draw")
-    parser.add_argument("--temperature", type=float, default=0.8, help="lower is safer, higher is wilder, 0 is greedy")
-    parser.add_argument("--top_k", type=int | None, default=None, help="draw only from this many likeliest tokens")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw only from the fewest with this probability")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    parser.add_argument("--samples", type=int, default=1, help="texts to draw; sample i is that of seed + i")
+    parser.add_argument("--tokens", type=AtLeast1, default=200, help="how many tokens to draw")
+    parser.add_argument("--temperature", type=Temperature, default=0.8, help="lower is safer, higher wilder, 0 greedy")
+    parser.add_argument("--top_k", type=AtLeast1 | None, default=None, help="draw only from this many likeliest tokens")
+    parser.add_argument("--top_p", type=Probability, default=1.0, help="draw from the fewest with this probability")
+    parser.add_argument("--seed", type=Seed, default=0, help="seed of the draws")
+    parser.add_argument("--samples", type=AtLeast1, default=1, help="texts to draw; sample i is that of seed + i")
     parser.add_argument(
         "--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster for large models"
     )
@@ -84,17 +88,7 @@ def make_parser() -> Parser:
 
 
 def refuse_bad_options(asked: Any) -> None:
-    """Raise BadInput for an option out of range."""
-    for name, fine, limits in (
-        ("tokens", asked.tokens >= 1, "at least 1"),
-        ("temperature", 0 <= asked.temperature < math.inf, "0 or more"),
-        ("top_k", asked.top_k is None or asked.top_k >= 1, "at least 1"),
-        ("top_p", 0 < asked.top_p <= 1, "above 0 and at most 1"),
-        ("samples", asked.samples >= 1, "at least 1"),
-        ("seed", 0 <= asked.seed <= 2**63 - asked.samples, "at least 0 and below 2^63, as must that of each sample"),
-    ):
-        if not fine:
-            raise BadInput(f"--{name} {getattr(asked, name)} must be {limits}")
+    """Raise BadInput for a prompt that is no text, or for compiling without a compiler."""
     if any("\ud800" <= character <= "\udfff" for character in asked.prompt):  # how Python marks bytes it cannot decode
         raise BadInput(f"--prompt {asked.prompt!r} is not UTF-8: type it in a terminal that uses UTF-8")
     if asked.compile:

@@ -5,10 +5,13 @@ python -m experiments.pairs --d_head 32 --length 256 --rope.scaling yarn --rope.
 
 import math
 from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
 
 from harness.messages import BadInput, run_main
 from harness.options import Parser
-from harness.ranges import explain
+from harness.ranges import AtLeast1, explain
 from harness.scalings import yarn_warning
 from rope import SCALING_FIELDS, RopeConfig, frequencies
 
@@ -31,12 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table of pairs for the options of the command line."""
     parser = Parser(prog="experiments.pairs", description=__doc__)
     parser.add_class_arguments(RopeConfig, "rope")
-    parser.add_argument("--d_head", type=int, default=32, help="width of a head, features")
-    parser.add_argument("--length", type=int, default=256, help="length in use, tokens")
+    parser.add_argument("--d_head", type=Annotated[int, Field(ge=2, le=65536)], default=32, help="width of a head")
+    parser.add_argument("--length", type=AtLeast1, default=256, help="length in use, tokens")
     asked = parser.parse_args(argv)
-    for name, least, most in (("length", 1, 10**12), ("d_head", 2, 65536)):
-        if not least <= getattr(asked, name) <= most:
-            raise BadInput(f"--{name} {getattr(asked, name)} must be at least {least} and at most {most}")
     try:
         config = parser.instantiate(asked).rope
         if config.scaling == "longrope" and config.original_length and not (config.factor or config.attention_factor):

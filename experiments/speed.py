@@ -31,6 +31,7 @@ from harness.options import Parser
 from harness.peers import Logits, llama
 from harness.preparing import SPLITS
 from harness.provenance import commit, versions
+from harness.ranges import AtLeast1
 from harness.sampling import compile_for_sampling, sample, store_by_columns
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
 from harness.workloads import ENTRIES, prepare, training_flops, training_step, write_texts
@@ -185,9 +186,6 @@ def refuse_wrong(asked: Any) -> None:
     for name in asked.benches:
         if name not in BENCHES:
             raise BadInput(f"{name} is none of {', '.join(BENCHES)}{nearest(name, BENCHES)}")
-    for name in ("repeats", "threads"):
-        if (value := getattr(asked, name)) is not None and value < 1:
-            raise BadInput(f"--{name} {value} must be at least 1")
     if asked.out is not None:
         refuse_unwritable("out", Path(asked.out))
 
@@ -198,8 +196,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all if none is named")
     parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")
     parser.add_argument("--note", type=str, default="", help="a remark that is kept with the figures")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds in which all contenders take turns")
-    parser.add_argument("--threads", type=int | None, default=None, help="of PyTorch; if not given, it chooses")
+    parser.add_argument("--repeats", type=AtLeast1, default=7, help="rounds in which all contenders take turns")
+    parser.add_argument("--threads", type=AtLeast1 | None, default=None, help="of PyTorch; if not given, it chooses")
     asked = parser.parse_args(argv)
     refuse_wrong(asked)
     missing.clear()

@@ -23,7 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from harness.messages import BadInput, run_main
-from harness.ranges import AT_LEAST_1, STRICT
+from harness.ranges import STRICT, AtLeast1
 from harness.signals import Signals
 
 REQUEUES = 100  # at most; a time limit too short for one step would requeue the job for ever
@@ -44,7 +44,7 @@ class SlurmConfig:
 
     partition: str | None = None
     time: Annotated[int, Field(ge=5)] = 60
-    cpus: Annotated[int, AT_LEAST_1] = 1
+    cpus: AtLeast1 = 1
     gpus: Annotated[int, Field(ge=0)] = 0
     extra: dict[str, bool | int | str] = field(default_factory=dict)
 

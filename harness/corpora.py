@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
-from harness.ranges import AT_LEAST_1, STRICT
+from harness.ranges import STRICT, AtLeast1
 
 # The Hugging Face libraries read these when they are imported, which happens only when a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -52,7 +52,7 @@ class DataConfig:
     column: str = "text"
     tokenizer: str = "bpe"
     vocab_size: int = 1024
-    max_bytes: Annotated[int | None, AT_LEAST_1] = None
+    max_bytes: AtLeast1 | None = None
     cache: str = ".cache"
 
     def __post_init__(self) -> None:

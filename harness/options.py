@@ -70,7 +70,12 @@ class Parser(ArgumentParser):
             raise exception
         line = re.sub(r"alue:$", "alue: ''", " ".join(str(message).split()))  # an empty text would not be seen
         key = r'Parser key "([\w.]+)"'
-        if wrong := re.match(key + r": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)", line):
+        if wrong := re.match(key + r".*? Input should be (.*?)(?:,.*?)? \[type=.*?[Vv]alue: (.*)", line):  # pydantic's
+            line = f"--{wrong[1]} {wrong[3]} must be {wrong[2]}"
+            for long, short in (("greater than", "above"), ("less than", "below"), ("above or equal to", "at least")):
+                line = line.replace(long, short)
+            line = line.replace("below or equal to", "at most")
+        elif wrong := re.match(key + r": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)", line):
             kinds = re.split(r", (?![^\[]*\])", wrong[2])  # at commas, but those of a Literal's own
             line = f"--{wrong[1]} {wrong[3]}: expected {' or '.join(map(describe_type, kinds))}"
         elif wrong := re.match(key + r": Unable to load config (.*?) - ", line):

@@ -6,13 +6,15 @@ Option classes (RopeConfig, ModelConfig, ...) are pydantic dataclasses: each fie
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid")  # of every option class
-AT_LEAST_1 = Field(ge=1)
+AtLeast1 = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 KINDS = {  # what pydantic calls a value of a wrong kind -> what it must be
     "int_type": "a whole number",
     "float_type": "a number",

@@ -16,7 +16,7 @@ from data import Corpus, DataConfig
 from harness.messages import BadInput
 from harness.options import ConfigFile, Parser
 from harness.plugins import load_plugins
-from harness.ranges import AT_LEAST_1, STRICT
+from harness.ranges import STRICT, Above0, AtLeast1, Seed
 from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_other_shape
 from model import ModelConfig
 from positions import SCHEMES
@@ -86,9 +86,9 @@ class RunConfig:
 
     out: str | None = None
     name: str | None = None
-    eval_every: Annotated[int, AT_LEAST_1] = 100
-    eval_windows: Annotated[int, AT_LEAST_1] = 32
-    save_every: Annotated[int, AT_LEAST_1] = 400
+    eval_every: AtLeast1 = 100
+    eval_windows: AtLeast1 = 32
+    save_every: AtLeast1 = 400
     on_nan: Literal["stop", "skip"] = "stop"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -100,11 +100,11 @@ class RunConfig:
     resume: bool = False
     init_from: str | None = None
     extend_learned: Literal["repeat", "interpolate", "new"] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=10**12)] = 2000
-    batch_size: Annotated[int, AT_LEAST_1] = 4
-    micro_batch_size: Annotated[int | None, AT_LEAST_1] = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    batch_size: AtLeast1 = 4
+    micro_batch_size: AtLeast1 | None = None
+    learning_rate: Above0 = 3e-3
     embedding_rate: Annotated[float, Field(gt=0, le=1000)] = 3.0
     schedule: Literal["linear", "cosine"] = "linear"
     final_rate: Share = 0.0
@@ -112,7 +112,7 @@ class RunConfig:
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    grad_clip: Above0 = 1.0
 
     def __post_init__(self) -> None:
         if self.out == "":

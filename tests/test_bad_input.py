@@ -247,7 +247,7 @@ compare | --seeds 0 -3                       | --seeds -3; at least 0
 compare | --seeds x                          | --seeds; x; int
 compare | --seeds 1.5                        | --seeds; 1.5; int
 compare | --seeds                            | --seeds; --help
-compare | --seeds 99999999999999999999999    | --seeds; below 2^63
+compare | --seeds 99999999999999999999999    | --seeds; below 9223372036854775808
 compare | --jobs 0                           | --jobs 0; at least 1
 compare | --jobs -2                          | --jobs -2; at least 1
 compare | --jobs two                         | --jobs; two; int
@@ -295,26 +295,25 @@ generate | ''                                | not a run folder; name one that t
 generate | rope --tokens 0                   | --tokens 0; at least 1
 generate | rope --tokens -3                  | --tokens -3; at least 1
 generate | rope --tokens many                | --tokens; many; int
-generate | rope --temperature -1             | --temperature -1; 0 or more
+generate | rope --temperature -1             | --temperature -1; at least 0
 generate | rope --temperature nan            | --temperature; nan
-generate | rope --temperature .nan           | --temperature nan; 0 or more
-generate | rope --temperature .inf           | --temperature inf; 0 or more
-generate | rope --temperature hot            | --temperature; hot; float
+generate | rope --temperature .nan           | --temperature .nan; a valid number
+generate | rope --temperature .inf           | --temperature .inf; a valid number
+generate | rope --temperature hot            | --temperature hot; a valid number
 generate | rope --top_k 0                    | --top_k 0; at least 1
 generate | rope --top_k -5                   | --top_k -5; at least 1
 generate | rope --top_k few                  | --top_k few; int
 generate | rope --top_k 2.5                  | --top_k 2.5; int
-generate | rope --top_p 0                    | --top_p 0; above 0 and at most 1
-generate | rope --top_p 1.01                 | --top_p 1.01; above 0 and at most 1
-generate | rope --top_p .nan                 | --top_p nan; above 0
+generate | rope --top_p 0                    | --top_p 0; above 0
+generate | rope --top_p 1.01                 | --top_p 1.01; at most 1
+generate | rope --top_p .nan                 | --top_p .nan; a valid number
 generate | rope --samples 0                  | --samples 0; at least 1
 generate | rope --samples -2                 | --samples -2; at least 1
 generate | rope --samples two                | --samples; two; int
 generate | rope --precision bf16             | --precision; bf16; fp64, fp32
 generate | rope --seed x                     | --seed; x; int
 generate | rope --seed -1                    | --seed -1; at least 0
-generate | rope --seed 99999999999999999999999 | --seed; below 2^63
-generate | rope --seed 9223372036854775807 --samples 2 | --seed 9223372036854775807; each sample
+generate | rope --seed 99999999999999999999999 | --seed; below 9223372036854775808
 generate | rope --rope.scaling yran          | --rope.scaling; yran; did you mean yarn
 generate | rope --rope.factor 0.5 --rope.scaling yarn | --rope.factor 0.5; at least 1
 generate | rope --rope.factor 2              | --rope.factor means nothing; rope.scaling none
@@ -370,8 +369,8 @@ train | --model.rope.base 1e300              | --model.rope.base 1e+300; at most
 train | --model.rope.original_length 1       | --model.rope.original_length 1; at least 2
 train | --model.rope.scaling ntk --model.rope.factor 1e308 | --model.rope.factor 1e+308; at most 1e+06
 compare | --multiples 0                      | --multiples 0; above 0
-compare | --multiples .inf                   | --multiples inf; finite
-compare | --multiples x                      | --multiples x; a number
+compare | --multiples .inf                   | --multiples .inf; a valid number
+compare | --multiples x                      | --multiples x; a valid number
 compare | --schemes ''                       | --schemes ''; none, sinusoidal
 compare | --out loop                         | --out loop; name a folder
 generate | hollow_weights --prompt a         | hollow_weights/model.safetensors is damaged; sha256; --run.resume true
@@ -399,7 +398,7 @@ evaluate | rope --scalings yarn --rope.scaling yarn | --rope.scaling yarn; give 
 evaluate | learned --scalings yarn           | --scalings yarn; learned; leave it out
 evaluate | rope --trials 5                   | --trials 5; leave it out
 evaluate | rope --stride 0                   | --stride 0; between 1 and 16
-evaluate | rope --seed 1.5                   | --seed 1.5; a whole number
+evaluate | rope --seed 1.5                   | --seed 1.5; a valid integer
 evaluate | rope --split dev                  | --split dev; train, validation, test
 evaluate | rope --picture ''                 | --picture ''; must be a .png
 evaluate | rope --picture a.gif              | --picture a.gif; must be a .png
@@ -416,7 +415,7 @@ pairs | --d_head 0                            | --d_head 0; at least 2
 pairs | --d_head 3                            | 3 wide; pairs; change
 pairs | --d_head 99999999999998               | --d_head 99999999999998; at most 65536
 pairs | --length 0                            | --length 0; at least 1
-pairs | --length many                         | --length many; a whole number
+pairs | --length many                         | --length many; a valid integer
 pairs | --rope.base .nan                      | --rope.base nan; a number
 pairs | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
 pairs | --rope.factor 2                       | --rope.factor; takes no options
