@@ -1,13 +1,12 @@
 """How fast does this machine train, rotate, generate and prepare text, beside other libraries and its own limit?
 
-    python -m experiments.speed train rope --out bench.json      all four, if none is named
+    python -m experiments.speed train rope --repeats 5      all four, if none is named
 
-The contenders of a case take turns; docs/speed.md, into which `python -m experiments.publish bench.json` puts the
-figures, says how to read them. In training all have the same optimiser, precision and parts of the batch.
+The contenders of a case take turns; docs/speed.md, into which `--publish true` puts the figures, says how to read them.
+In training all have the same optimiser, precision and parts of the batch.
 """
 
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import math
@@ -22,48 +21,34 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import data
 from harness import devices
-from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, nearest, run_main
+from harness.files import write_whole
+from harness.messages import refuse_unknown, run_main
 from harness.options import Parser
-from harness.peers import Logits, llama
+from harness.pages import ROOT, replace_section
 from harness.preparing import SPLITS
 from harness.provenance import commit, versions
 from harness.ranges import AtLeast1
 from harness.sampling import compile_for_sampling, sample, store_by_columns
 from harness.timing import Rounds, Row, compare_rounds, rates, run_apart, table, take_turns
-from harness.workloads import ENTRIES, prepare, training_flops, training_step, write_texts
+from harness.workloads import ENTRIES, Logits, llama, prepare, training_flops, training_step, write_texts
 from model import ModelConfig, Transformer
 from rope import Layout, RopeConfig, cos_sin, frequencies, turn
 
 SHAPES = [(128, 4), (256, 6)]  # d_model and n_layer, with 4 heads; the last of them generates
 ROWS, LENGTH, TURN = 32, 256, 0.5  # of a training step; tokens per row; seconds that a turn lasts at least
 TOKENS, MEGABYTES = [200, 2000], [10, 200]  # to generate; of text to prepare, the speed of the smallest
-CPU, PEER = torch.device("cpu"), "transformers"
+CPU = torch.device("cpu")
 
 Cases = Iterator[tuple[Row, Rounds]]
-missing: list[str] = []  # what was not there to be measured
-
-
-def is_there(what: str, there: bool, otherwise: str) -> bool:
-    """Whether something can take part; if not, a message says so, once."""
-    if not there and what not in missing:
-        missing.append(what)
-        print(otherwise, flush=True)
-    return there
-
-
-def is_installed() -> bool:
-    otherwise = f"{PEER} is not installed and takes no part: pip install -e '.[bench]' brings it"
-    return is_there(PEER, importlib.util.find_spec(PEER) is not None, otherwise)
 
 
 def list_ways() -> list[str]:
-    """The ways to run a model here."""
-    otherwise = "There is no C++ compiler: nothing compiled is measured"
-    return ["eager", "compiled"] if is_there("a C++ compiler", devices.has_compiler(), otherwise) else ["eager"]
+    """The ways to run a model here: nothing is compiled where there is no C++ compiler."""
+    return ["eager", "compiled"] if devices.has_compiler() else ["eager"]
 
 
 def bench_train(asked: Any) -> Cases:
@@ -76,8 +61,7 @@ def bench_train(asked: Any) -> Cases:
         for scheme, way in itertools.product(("rope", "none"), list_ways()):
             model = Transformer(replace(config, position=scheme))
             models[f"{scheme} {way}"] = torch.compile(model) if way == "compiled" else model
-        if is_installed():
-            models["transformers sdpa"] = Logits(llama(config))
+        models["transformers sdpa"] = Logits(llama(config))
         contenders = {name: training_step(model, config, ROWS, rows, autocast) for name, model in models.items()}
         size = min(2048, 8 * d_model)
         a, b = (torch.ones(size, size, dtype={"bf16": torch.bfloat16}.get(precision)) for _ in range(2))
@@ -111,11 +95,8 @@ def bench_rope(asked: Any) -> Cases:
         contenders[f"{layout}, {way}"] = partial(both, q, k, cos, sin, layout)
     ours = list(contenders)
     contenders["copying"] = lambda: (q.clone(), k.clone())
-    if is_installed():
-        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-        twice = [torch.cat((part, part), dim=-1)[None] for part in (cos, sin)]  # (1, T, D) each, as it wants them
-        contenders["transformers"] = partial(apply_rotary_pos_emb, q, k, *twice)
+    twice = [torch.cat((part, part), dim=-1)[None] for part in (cos, sin)]  # (1, T, D) each, as the library wants them
+    contenders["transformers"] = partial(apply_rotary_pos_emb, q, k, *twice)
     with torch.inference_mode():
         milliseconds = take_turns(contenders, asked.repeats, TURN)
     milliseconds = {name: [1000 * s for s in values] for name, values in milliseconds.items()}
@@ -144,10 +125,9 @@ def bench_generate(asked: Any) -> Cases:
         models = {way: compile_for_sampling(model) if way == "compiled" else model for way in list_ways()}
         contenders: dict[str, Callable] = {way: partial(write, model) for way, model in models.items()}
         contenders[limit] = multiply
-        if is_installed():
-            other = llama(config, length=len(prompt) + tokens).eval()
-            options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}
-            contenders["transformers"] = partial(other.generate, torch.tensor([prompt]), **options)
+        other = llama(config, length=len(prompt) + tokens).eval()
+        options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True}
+        contenders["transformers"] = partial(other.generate, torch.tensor([prompt]), **options)
         speeds = rates(take_turns(contenders, asked.repeats, TURN), tokens)
         for way in models:
             case = f"{tokens} tokens, {config.d_model} wide, {config.n_layer} layers, fp32, {way}"
@@ -181,26 +161,23 @@ def bench_data(asked: Any) -> Cases:
 BENCHES = {"train": bench_train, "rope": bench_rope, "generate": bench_generate, "data": bench_data}
 
 
-def refuse_wrong(asked: Any) -> None:
-    """Raise BadInput for what cannot be measured, or written, before anything is."""
-    for name in asked.benches:
-        if name not in BENCHES:
-            raise BadInput(f"{name} is none of {', '.join(BENCHES)}{nearest(name, BENCHES)}")
-    if asked.out is not None:
-        refuse_unwritable("out", Path(asked.out))
+def section(content: dict[str, Any]) -> str:
+    """What docs/speed.md says of speed: where it was measured, beside what, and the table."""
+    machine, peers = content["versions"], ", ".join(f"{name} {version}" for name, version in content["peers"].items())
+    made = f"{machine['cores']} cores ({machine['cpu']}), {machine['threads']} threads, PyTorch {machine['torch']}, "
+    made += f"commit {(content['commit'] or 'unknown')[:10]}; beside {peers}."
+    return "\n".join([made, "", *table([Row(**row) for row in content["rows"]])])
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmarks that the command line names, and return what goes into the file."""
     parser = Parser(prog="experiments/speed.py", description=__doc__)
     parser.add_argument("benches", type=str, nargs="*", default=[], help=f"{', '.join(BENCHES)}; all if none is named")
-    parser.add_argument("--out", type=str | None, default=None, help="write the figures to this .json")
-    parser.add_argument("--note", type=str, default="", help="a remark that is kept with the figures")
+    parser.add_argument("--publish", type=bool, default=False, help="write results/bench.json and docs/speed.md")
     parser.add_argument("--repeats", type=AtLeast1, default=7, help="rounds in which all contenders take turns")
     parser.add_argument("--threads", type=AtLeast1 | None, default=None, help="of PyTorch; if not given, it chooses")
     asked = parser.parse_args(argv)
-    refuse_wrong(asked)
-    missing.clear()
+    refuse_unknown("benches", asked.benches, BENCHES)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     rows, details = [], []
@@ -213,15 +190,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     content = {
         "rows": [asdict(row) for row in rows],
         "rounds": details,
-        "missing": list(missing),
         "versions": versions() | {"threads": torch.get_num_threads()},
-        "peers": {PEER: importlib.metadata.version(PEER)} if importlib.util.find_spec(PEER) else {},
+        "peers": {"transformers": importlib.metadata.version("transformers")},
         "commit": commit(),
-        "note": asked.note,
         "options": {"repeats": asked.repeats},
     }
-    if asked.out:
-        write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")
+    if asked.publish:
+        write_whole(ROOT / "results" / "bench.json", json.dumps(content, indent=2) + "\n")
+        replace_section("experiments/speed.py", section(content))
     return content
 
 

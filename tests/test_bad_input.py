@@ -422,8 +422,8 @@ pairs | --rope.factor 2                       | --rope.factor; takes no options
 pairs | --bogus                               | --bogus; --help
 lengths | schemes                             | schemes; --help
 lengths | --measur false                      | --measur; did you mean --measure
-publish |                                    | nothing is neither the folder of a comparison; name one
-publish | foreign                            | foreign is neither the folder of a comparison; name one
+publish |                                    | runs/compare is not the folder of a comparison; name one
+publish | foreign                            | foreign is not the folder of a comparison; name one
 publish | no_summary                         | no_summary/summary.json is damaged; make it again
 sweeps | --run.steps 0                        | --run.steps 0; at least 1
 sweeps | --bogus                              | --bogus; did you mean

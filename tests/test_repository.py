@@ -341,7 +341,7 @@ def test_every_command_of_a_page_runs_with_its_sizes_overridden(
         ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --launcher slurm --slurm.partition gpu", "read"),
-        ("experiments/speed.py train rope --out bench.json", "read"),
+        ("experiments/speed.py train rope --repeats 5", "read"),
         ("compare.py --schemes rope none --seeds 0 1 2 --jobs 2 --out runs/wide", "ran"),
         ("generate.py runs/learned --prompt 'In the beginning' --tokens 200", "ran"),
     ],
@@ -374,7 +374,7 @@ def test_the_check_of_commands_notices_a_wrong_one(command, small, finished, tex
     ("file", "maker", "section"),
     [
         ("compare.json", "experiments/publish.py", publish.section),
-        ("bench.json", "experiments/speed.py", publish.speed_section),
+        ("bench.json", "experiments/speed.py", speed.section),
     ],
     ids=["comparison", "speeds"],
 )
