@@ -105,10 +105,10 @@ def make_parser() -> Parser:
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=Seed, nargs="+", default=[0], help="one run per scheme and seed")
-    how_many = "runs at a time; if not given one per core, with slurm all"
-    parser.add_argument("--jobs", type=AtLeast1 | None, default=None, help=how_many)
-    where = "slurm: each run is a job of a cluster; if not given, a process here"
-    parser.add_argument("--launcher", type=Literal["slurm"] | None, default=None, help=where)
+    parser.add_argument("--jobs", type=AtLeast1 | None, default=None, help="runs at a time; one per core if not given")
+    parser.add_argument(
+        "--launcher", type=Literal["slurm"] | None, default=None, help="slurm: runs are jobs of a cluster"
+    )
     parser.add_class_arguments(SlurmConfig, "slurm")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the runs, pictures and report")
     multiples, what = [1 / 4, 1 / 2, 1, 2, 4, 8], "context lengths to score, in trained lengths"

@@ -1,7 +1,7 @@
 """How well a trained run predicts text at other lengths, and under other rotary scalings, than it was trained with.
 
     python evaluate.py runs/rope --lengths 256 512 1024 2048 4096 --rope.scaling yarn --rope.factor 4
-    python evaluate.py runs/rope --scalings all --protocols fixed sliding by-position --out results.json
+    python evaluate.py runs/rope --scalings none ntk yarn --protocols fixed sliding by-position --out results.json
 
 Nothing is trained. `--rope.*` options override the run's own. Learned factors (rope.learn_factors) divide the
 frequencies of every scaling, unless `--rope.learn_factors false` leaves them out. Losses are in nats per token, under
@@ -41,7 +41,7 @@ from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.provenance import versions
-from harness.ranges import AtLeast1, Seed
+from harness.ranges import AtLeast1
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
 from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
@@ -85,13 +85,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise BadInput(f"--picture {asked.picture or repr(asked.picture)} must be a .png file, such as curves.png")
     refuse_unwritable("picture", picture)
     if asked.out is not None:
-        if not asked.out:
-            raise BadInput("--out '' must name a file, such as results.json")
         refuse_unwritable("out", Path(asked.out))
 
     precision, autocast = pick_precision(settings["precision"], device)
     score = partial(score_targets, loaded.model, device=device, autocast=autocast)
-    evaluator = Evaluator(corpus, asked.split, lengths, trained, stride, asked.seed, asked.trials or 200, score)
+    evaluator = Evaluator(corpus, asked.split, lengths, trained, stride, asked.trials or 200, score)
     what = corpus.name if on_task else f"{corpus.name}, {corpus.longest(asked.split):,} targets; stride {stride}"
     print(
         f"{loaded.path}: {scheme}, trained at {trained} tokens; {asked.split} split of {what}; {precision} on {device}",
@@ -102,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = measure_all(evaluator, loaded.model, positions, cells)
     format_results, draw_results = (format_accuracies, draw_accuracies) if on_task else (format_losses, draw_losses)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
-    content |= {"seed": asked.seed, "precision": precision, "versions": versions(), "results": results}
+    content |= {"seed": 0, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:
         write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")  # before anything else can fail
     draw_results(results, scheme, trained, picture)
@@ -123,13 +121,12 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--trials", type=AtLeast1 | None, default=None, help="for retrieval: the least number per cell; 200"
     )
-    parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare, or all")
+    parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
     parser.add_argument(
-        "--split", type=Literal["train", "validation", "test"], default="validation", help="what to score"
+        "--split", type=Literal["train", "validation", "test"], default="validation", help="of the text"
     )
-    parser.add_argument("--seed", type=Seed, default=0, help="seed of the shuffling in shuffled-prefix")
     parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     return parser

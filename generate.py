@@ -77,12 +77,8 @@ def make_parser() -> Parser:
     parser.add_argument("--top_p", type=Probability, default=1.0, help="draw from the fewest with this probability")
     parser.add_argument("--seed", type=Seed, default=0, help="seed of the draws")
     parser.add_argument("--samples", type=AtLeast1, default=1, help="texts to draw; sample i is that of seed + i")
-    parser.add_argument(
-        "--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster for large models"
-    )
-    parser.add_argument(
-        "--compile", type=bool, default=False, help="faster after a minute or two; needs a C++ compiler"
-    )
+    parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster")
+    parser.add_argument("--compile", type=bool, default=False, help="faster after a minute; needs a C++ compiler")
     add_rope_options(parser)
     return parser
 

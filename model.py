@@ -57,7 +57,7 @@ class ModelConfig:
     seq_len: Annotated[int, Field(ge=1, le=10**9)] = 256
     position: str = "rope"
     tie_embeddings: bool = True
-    init_std: Annotated[float, Field(ge=1e-6, le=1e2)] = 0.02
+    init_std: Annotated[float, Field(ge=1e-6, le=100)] = 0.02
     norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-5
     attention: Literal["fused", "explicit"] = "fused"
 

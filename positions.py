@@ -72,7 +72,7 @@ class SinusoidalOptions:
         amplitude: what the waves are multiplied by before they meet the embeddings.
     """
 
-    amplitude: Annotated[float, Field(ge=1e-6, le=1e3)] = 0.14
+    amplitude: Annotated[float, Field(ge=1e-6, le=1000)] = 0.14
 
 
 class Sinusoidal(Position):

@@ -162,7 +162,7 @@ SCALING_FIELDS = sorted(set().union(*(needs | also for needs, also in OPTIONS.va
 PUBLISHED = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "low_freq_factor": 1, "high_freq_factor": 4}
 NEEDS_ORIGINAL_LENGTH = {"dynamic", "yarn", "longrope", "llama3"}
 DEPEND_ON_LENGTH = {"dynamic", "longrope"}  # frequencies change with the length in use
-Turns = Annotated[float | None, Field(ge=1e-6, le=1e6)]
+Turns = Annotated[float | None, Field(ge=1e-6, le=10**6)]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -191,12 +191,12 @@ class RopeConfig:
     layout: Layout = "interleaved"
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     scaling: Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"] = "none"
-    factor: Annotated[float | None, Field(ge=1, le=1e6)] = None
+    factor: Annotated[float | None, Field(ge=1, le=10**6)] = None
     original_length: Annotated[int | None, Field(ge=2, le=10**12)] = None
     beta_fast: Turns = None
     beta_slow: Turns = None
     truncate: bool | None = None
-    attention_factor: Annotated[float | None, Field(ge=1e-6, le=1e3)] = None
+    attention_factor: Annotated[float | None, Field(ge=1e-6, le=1000)] = None
     low_freq_factor: Turns = None
     high_freq_factor: Turns = None
     short_factor: list[float] | None = None

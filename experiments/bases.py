@@ -12,7 +12,7 @@ import train
 from harness import pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, run_experiment, tasks_run
 from harness.messages import run_main
-from harness.pages import Rows, accuracy_at, format_losses, format_share, load_rows, select
+from harness.pages import Rows, accuracy_at, format_losses, load_rows, select
 from harness.tables import format_mean, markdown
 from model import ModelConfig
 from rope import RopeConfig, frequencies
@@ -45,7 +45,9 @@ def table(rows: Rows, retrieval: Rows) -> str:
         turning = f"{int((theta * TRAINED >= 2 * math.pi).sum())} of {len(theta)}"
         line = [f"{base:,}", turning, str(len(mine)), format_mean(row["bits_per_byte"] for row in mine)]
         line += format_losses(mine, select(rows, base=10_000), differences)
-        lines.append([*line, *(format_share(accuracy_at(answers[0], n)) if answers else "" for n in inside_and_past)])
+        lines.append(
+            [*line, *(format_mean([accuracy_at(answers[0], n)], 2) if answers else "" for n in inside_and_past)]
+        )
     return "\n".join(markdown(lines))
 
 

@@ -73,7 +73,7 @@ def measure() -> Iterator[dict[str, Any]]:
         for size, text in texts.items():
             jobs.append(("text", size, size, workloads.prepare, text, tokenizer, Path(name, f"cache-{size:g}")))
         for what, size, work, *call in jobs:
-            seconds, before, peak, _ = run_apart(*call)
+            seconds, before, peak = run_apart(*call)
             yield {"what": what, "size": size, "seconds": seconds, "added": peak - before, "peak": peak, "work": work}
 
 

@@ -11,9 +11,9 @@ import train
 from harness import pages
 from harness.measurements import TASKS_TRAINED, Measurement, run_experiment, tasks_run
 from harness.messages import run_main
-from harness.pages import Rows, accuracy_at, format_share, select
+from harness.pages import Rows, accuracy_at, select
 from harness.pictures import draw_heat_maps
-from harness.tables import markdown
+from harness.tables import format_mean, markdown
 from positions import SCHEMES
 
 STUDIED = ("none", "sinusoidal", "learned", "alibi", "t5", "rope")  # kerple came after the study
@@ -39,7 +39,7 @@ def table(rows: Rows) -> str:
     schemes, lengths = (list(dict.fromkeys(key[i] for key in accuracy["copy"])) for i in (0, 1))
     lines = [["task", "scheme", *(f"at {n}" for n in lengths)]]
     for task, cells in accuracy.items():
-        lines += [[task, scheme, *(format_share(cells[scheme, n]) for n in lengths)] for scheme in schemes]
+        lines += [[task, scheme, *(format_mean([cells[scheme, n]], 2) for n in lengths)] for scheme in schemes]
     return "\n".join(markdown(lines))
 
 

@@ -14,7 +14,7 @@ import train
 from harness import evaluation, measurements, pages
 from harness.measurements import SEEDS, TASKS_TRAINED, TRAINED, Measurement, TrainedRun, tasks_run, text_run
 from harness.messages import run_main
-from harness.pages import Figure, Rows, accuracy_at, format_share, judge, judge_pairs, load_rows, select
+from harness.pages import Figure, Rows, accuracy_at, judge, judge_pairs, load_rows, select
 from harness.pictures import Line, draw_by_length, picture
 from harness.tables import format_mean, markdown
 
@@ -101,11 +101,11 @@ def table(rows: Rows, retrieval: Rows, multiples: tuple[int, ...], untuned: Rows
             found = losses_over_crop(rows, label, n * TRAINED, untuned)
             line.append(format_mean(found, sign="+") if found else "")
         if retrieval:
-            line += [format_share(accuracy_at(answers[0], n * TASKS_TRAINED)) if answers else "" for n in multiples]
+            line += [format_mean([accuracy_at(answers[0], n * TASKS_TRAINED)], 2) if answers else "" for n in multiples]
         lines.append(line)
     if retrieval and rows is untuned:
         shares = [accuracy_at(retrieval[0], n * TASKS_TRAINED, name="crop_accuracy") for n in multiples]
-        lines.append(["the baseline", "", *[""] * len(multiples), *map(format_share, shares)])
+        lines.append(["the baseline", "", *[""] * len(multiples), *(format_mean([share], 2) for share in shares)])
     return "\n".join(markdown(lines))
 
 

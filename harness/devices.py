@@ -84,10 +84,8 @@ def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: tor
     """
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):  # not on Windows
-        there, shards = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1
     else:
-        return
+        there, shards = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1
     kept = 2 * shape.vocab_size + shape.n_layer * (4 * shape.d_model + 3 * shape.d_ff)  # numbers per token
     needs = {
         "model.vocab_size model.d_model model.n_layer model.d_ff model.seq_len": 16 * count_parameters(shape) // shards,

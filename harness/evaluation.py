@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.pictures import Line, draw_by_length, draw_heat_maps, picture
 from harness.retrieval import name_quarter
-from harness.tables import group_by, markdown
+from harness.tables import format_mean, group_by, markdown
 from positions import SCHEMES
 
 STYLE = {  # colour, dash and marker of each scaling
@@ -48,7 +48,7 @@ def format_accuracies(results: list[dict[str, Any]], scheme: str, trained: int) 
     """Accuracies as Markdown, one table per task: over all answers, then by the quarter that holds the source."""
 
     def cells(rows: list[dict[str, Any]], name: str) -> list[str]:
-        return ["n/a" if row[name] is None else f"{row[name]:.3f}" for row in rows]
+        return [format_mean([row[name]]) for row in rows]
 
     lines = []
     for task, of_task in group_by(results, "task").items():

@@ -40,11 +40,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def in_one_line(error: Exception) -> str:
-    """An error's message with its line ends spelt out: a name that a user gave may contain one."""
-    return str(error).replace("\r", "\\r").replace("\n", "\\n")
-
-
 def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = None, prints: bool = False) -> NoReturn:
     """Call a main and leave with its exit code: bad input and failures are one line on stderr, no traceback.
 
@@ -62,8 +57,7 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     met: BaseException | None = None
     try:
         main(argv)
@@ -106,9 +100,9 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
             return 0
         line = "whoever read the output has closed it, and the work stopped there: send it to a file, with > FILE"
     elif isinstance(error, BadInput):
-        line, code = in_one_line(error), 2
+        line, code = str(error), 2
     elif isinstance(error, RunFailed | MemoryError):
-        line = in_one_line(error) or "out of memory: try a smaller --run.micro_batch_size"
+        line = str(error) or "out of memory: try a smaller --run.micro_batch_size"
     elif isinstance(error, OSError) and error.errno in NO_SUCH_PLACE and error.filename:
         line, code = f"{str(error.filename)[:200]}: {error.strerror}: name another place", 2
     elif isinstance(error, ModuleNotFoundError):
@@ -119,6 +113,7 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
         line = f"out of memory: {' '.join(str(error).split())[:200]}"
     if line is None:
         raise error
+    line = line.replace("\r", "\\r").replace("\n", "\\n")  # a name that a user gave may contain a line end
     with contextlib.suppress(OSError):  # where nobody listens, the exit code is enough
         print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code

@@ -78,10 +78,6 @@ def accuracy_at(row: dict[str, Any], length: int, task: str | None = None, name:
     return None if not found or None in found else mean(found)
 
 
-def format_share(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}"
-
-
 def describe_machines(rows: Rows) -> str:
     """Processors, PyTorch versions, precisions and commits with which the rows were measured, as a sentence."""
     made = {(row["versions"]["cpu"], row["versions"]["torch"], row["precision"]) for row in rows}

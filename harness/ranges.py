@@ -48,7 +48,7 @@ def explain(error: ValueError | TypeError, *classes: type) -> str:
     shown = f"{value:g}" if isinstance(value, float) else repr(value) if isinstance(value, str) else value
     declared = find_bounds(classes, error.title, str(first["loc"][0])) if len(first["loc"]) == 1 else {}
     bounds = declared or {bound: at for bound, at in context.items() if bound in BOUNDS}
-    wanted = " and ".join(f"{word} {spell(bounds[bound])}" for bound, word in BOUNDS.items() if bound in bounds)
+    wanted = " and ".join(f"{word} {bounds[bound]:,}" for bound, word in BOUNDS.items() if bound in bounds)
     if value != value:
         return f"{name} {shown} must be a number {wanted}".rstrip()
     if kind == "finite_number":
@@ -69,16 +69,6 @@ def find_bounds(classes: Iterable[Any], title: str, name: str) -> dict[str, floa
         if found := find_bounds(inner, title, name):
             return found
     return {}
-
-
-def spell(bound: float) -> str:
-    """A bound in words: 10^12, 2^63, 1,024, 0.5."""
-    if isinstance(bound, float):
-        return f"{bound:g}"
-    power = len(str(bound)) - 1
-    if bound >= 10**9 and bound == 10**power:
-        return f"10^{power}"
-    return f"2^{bound.bit_length() - 1}" if bound >= 10**9 and not bound & (bound - 1) else f"{bound:,}"
 
 
 def read_section(made: type[T], section: dict[str, Any]) -> T:

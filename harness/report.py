@@ -228,19 +228,12 @@ def format_report(summary: dict[str, Any]) -> str:
     certainty = "With one seed, nothing here shows how much is chance: `--seeds 0 1 2` gives intervals."
     if seeds > 1:
         certainty = f"Figures are means over {seeds} seeds with 95% t-intervals."
-    rates = (
-        "a column has the best one of the sweep for each" if read_best_rates(summary) else "others may suit some more"
-    )
     proof = [["scheme", "seed", "shared first weights", "batches", "parameters", "rate", "seconds", "tokens/s"]]
     for run_ in runs:
         hashes = [f"`{run_[name][:16]}`" for name in ("shared_init_sha256", "batches_sha256")]
         speed = [f"{run_[name]:,.0f}" for name in ("seconds", "tokens_per_second")]
         row = [run_["scheme"], str(run_["seed"]), *hashes, f"{run_['parameters']:,}", f"{run_['learning_rate']:g}"]
         proof.append(row + speed)
-    scaling = "RoPE is shown as trained, without any of the scalings made for longer contexts."
-    if (name := model["rope"]["scaling"]) != "none":
-        factor = f" by {model['rope']['factor']:g}" if model["rope"]["factor"] else ""
-        scaling = f"RoPE is trained and shown with the scaling {name}{factor} alone: others may do better or worse."
     return f"""\
 # How should a transformer represent order?
 
@@ -255,7 +248,7 @@ within the trained length, and which beyond it?
 
 {chr(10).join(format_losses(summary))}
 
-{explained} {certainty} All schemes train at the same learning rate; {rates}.
+{explained} {certainty} All schemes train at the same learning rate, which may suit some of them better than others.
 
 ![validation loss against steps, and loss against context length](curves.png)
 
@@ -271,7 +264,7 @@ from what each run used; a comparison whose hashes differ is refused.
 - These are small models, short training and one text: at scale the order may differ. Gaps within the trained length are
   known to shrink with more training.
 {LIMIT_ON_TASKS if on_tasks else LIMIT_ON_TEXT}
-- {scaling}
+- RoPE is trained and shown with the scaling `{model["rope"]["scaling"]}` alone: others may do better at other lengths.
 
 Made at commit {summary["commit"] or "unknown"} with {", ".join(map(" ".join, summary["versions"].items()))};
 {runs[0]["precision"]} on {runs[0]["device"]}, {runs[0]["threads"]} threads per run.

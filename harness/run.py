@@ -27,7 +27,7 @@ from harness.run_options import RunConfig, fit_vocabulary
 from harness.runs import weights_sha256
 from harness.scoring import Score, score
 from harness.signals import Signals
-from harness.tasks import TaskCorpus, refuse_unknown_task
+from harness.tasks import TaskCorpus
 from harness.tuning import load_start, refuse_other_tokenizer, start_from
 from model import ModelConfig, Transformer
 
@@ -68,7 +68,6 @@ class Run:
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
             raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
-        refuse_unknown_task(self.configs["data"].corpus)
         for outer in out.absolute().parents:
             if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
                 raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")

@@ -54,20 +54,17 @@ class RunConfig:
         wandb: Weights & Biases: offline, online or disabled.
         overwrite: whether a run that is already in the folder is replaced.
         resume: whether a run that is already in the folder goes on from its last whole checkpoint, from step 0 if there
-            is none. A finished run is only verified. All options must be those it began with, except out, name,
-            micro_batch_size, eval_every, save_every, on_nan, device, threads, compile, shard, wandb, model.attention
-            and data.cache: they change where it computes and what it shows, and its result by rounding at most, as
-            another number of processes does. More steps than planned are a new run: see init_from.
+            is none. A finished run is only verified. All options must be those it began with, except those that change
+            where it computes and what it shows, and its result by rounding at most (docs/running.md lists them). More
+            steps than planned are a new run: see init_from.
         init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
-            options become the defaults, below config files and flags: its sections data and model, and of its section
-            run seed, batch_size, a third of learning_rate, embedding_rate, schedule, final_rate, warmup, weight_decay,
-            beta1, beta2, grad_clip, eval_windows and precision.
+            options become the defaults, below config files and flags, with a third of its learning_rate.
             The length, the scheme's own options but a layout, and attention may change; the rest of the model must
             not. If no original length is on record, the old run's length becomes it. The name, if not given, is the old
             one with the length and scaling appended, rope-1024-yarn for example.
-        extend_learned: how a learned table grows when a tuned run is longer: repeat (the old table again and again),
-            interpolate (the old table stretched, straight lines between its vectors) or new (past the old table,
-            vectors as at initialisation). Without it a longer run is refused; a shorter one cuts the table.
+        extend_learned: how a learned table grows when a tuned run is longer: repeat (the old table again and again) or
+            interpolate (the old table stretched, straight lines between its vectors). Without it a longer run is
+            refused; a shorter one cuts the table.
         seed: seed of the initial weights and of the batches.
         steps: optimiser steps.
         batch_size: rows of one optimiser step, over all processes.
@@ -99,7 +96,7 @@ class RunConfig:
     overwrite: bool = False
     resume: bool = False
     init_from: str | None = None
-    extend_learned: Literal["repeat", "interpolate", "new"] | None = None
+    extend_learned: Literal["repeat", "interpolate"] | None = None
     seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=10**12)] = 2000
     batch_size: AtLeast1 = 4
@@ -121,8 +118,6 @@ class RunConfig:
             raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
         if self.resume and self.overwrite:
             raise ValueError("run.resume true and run.overwrite true: a run can go on or be replaced, choose one")
-        if self.init_from == "":
-            raise ValueError("run.init_from '' must name the folder of a finished run")
         if self.extend_learned and not self.init_from:
             raise ValueError(f"run.extend_learned {self.extend_learned} needs run.init_from, a run to extend")
         if self.batch_size % (self.micro_batch_size or 1):
@@ -158,7 +153,7 @@ def parse_run(
     given = parse_explicit(argv, parser)
     load_plugins(given.get("plugin"))
     folder = given.get("run.init_from")
-    old = load_start(folder) if folder else None
+    old = None if folder is None else load_start(folder)
     if old:
         parser.set_defaults(defaults_from(old, given, parser.sections["run"]))
     asked = parser.parse_args(argv)

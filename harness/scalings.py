@@ -12,7 +12,7 @@ from harness.options import Parser
 from harness.ranges import explain
 from harness.runs import FinishedRun
 from positions import SCHEMES, Position, Rope
-from rope import OPTIONS, SCALING_FIELDS, RopeConfig, frequencies, rotated_width
+from rope import OPTIONS, SCALING_FIELDS, RopeConfig, frequencies
 
 
 def add_rope_options(parser: Parser) -> None:
@@ -85,20 +85,8 @@ def choose_scalings(
 
     if "scaling" in given:
         raise BadInput(f"--rope.scaling {given['scaling']} and --scalings {' '.join(several)}: give one of the two")
-    refuse_unknown("scalings", several, [*OPTIONS, "all"])
-    names = list(OPTIONS) if "all" in several else list(dict.fromkeys(several))
-    if "all" in several:
-        fields = asdict(own) | given
-        impossible = {}
-        if fields["learn_factors"]:
-            impossible |= dict.fromkeys(("dynamic", "proportional"), "does not go with learned factors")
-        if rotated_width(own, config.d_head) == 2:
-            impossible |= dict.fromkeys(("ntk", "dynamic"), "needs two pairs")
-        if not (fields["short_factor"] and fields["long_factor"]):
-            impossible["longrope"] = "needs its lists of divisors"
-        for name, why in impossible.items():
-            names.remove(name)
-            print(f"{name} is left out: it {why}", file=sys.stderr)
+    refuse_unknown("scalings", several, OPTIONS)
+    names = list(dict.fromkeys(several))
     takes = {name: set.union(*OPTIONS[name]) | set(given).difference(SCALING_FIELDS) for name in names}
     for option in set(given).difference(*takes.values()):
         raise BadInput(f"--rope.{option} means nothing to --scalings {' '.join(names)}: leave it out")

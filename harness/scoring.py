@@ -155,7 +155,7 @@ def cut_sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches
         yield inputs, targets.masked_fill(torch.arange(length) < old[part], -100)
 
 
-def shuffle_prefixes(batches: Batches, trained: int, seed: int) -> Batches:
+def shuffle_prefixes(batches: Batches, trained: int, seed: int = 0) -> Batches:
     """The same windows with all tokens before the last `trained` in random order, a new order for each window.
 
     Each window keeps its own tokens, so the distant context has the same words in no order. Targets stay as they are,
@@ -191,7 +191,6 @@ class Evaluator:
     lengths: list[int]  # of context, all of them
     trained: int  # the length at which the run was trained
     stride: int  # of sliding windows, and of the windows that crop
-    seed: int  # of shuffled-prefix
     trials: int  # of a task, at least so many per cell
     score: Callable[[Tensor, Tensor], Tensor]  # the model's score_targets: inputs and targets to (B, T, 2)
 
@@ -202,7 +201,7 @@ class Evaluator:
         if protocol in ("windows", "by-position"):  # adjacent: every token but the first is a target once
             return self.corpus.windows(self.split, length, rows=max(1, TOKENS_AT_ONCE // length))
         batches = cut_fixed(self.corpus, self.split, length, [*self.lengths, self.trained])
-        return shuffle_prefixes(batches, self.trained, self.seed) if protocol == "shuffled-prefix" else batches
+        return shuffle_prefixes(batches, self.trained) if protocol == "shuffled-prefix" else batches
 
     def measure(self, protocol: str, task: str | None, length: int, crop: bool = False) -> list[dict[str, Any]]:
         """Loss and number of tokens on a protocol's windows: one cell; by-position, one per range of positions.

@@ -15,7 +15,7 @@ class Signals:
     """What signals have asked of a training run. Made when it begins; `let_go` when it ends."""
 
     STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see harness/cluster.py
-    SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+    SAVES = (signal.SIGUSR1,)
     # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
     # one stop, not two. In seconds; alone, the second stop counts at once.
     PATIENCE, ALONE = 5.0, True

@@ -226,17 +226,11 @@ class TaskCorpus(PreparedCorpus):
         return TASKS[task].make(draw, length + 1, self._ids, self.tokens(split), evaluating)
 
 
-def refuse_unknown_task(corpus: str) -> None:
-    """Raise BadInput if a corpus is named task:NAME and there is no such task."""
-    name, names = corpus.removeprefix("task:"), [*TASKS, "all"]
-    if corpus.startswith("task:") and name not in names:
-        known, close = ", ".join(f"task:{name}" for name in names), nearest(name, names)
-        raise BadInput(f"--data.corpus {corpus!r} is none of {known}{close.replace('mean ', 'mean task:')}")
-
-
 def load_task(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> TaskCorpus:
     """The corpus of `--data.corpus task:NAME`; tokenizer, vocab_size, max_bytes and cache are options of its text."""
-    refuse_unknown_task(config.corpus)
+    if config.corpus not in (names := [f"task:{name}" for name in (*TASKS, "all")]):
+        close = nearest(config.corpus, names)
+        raise BadInput(f"--data.corpus {config.corpus!r} is none of {', '.join(names)}{close}")
     for option in ("subset", "split", "column"):
         if (value := getattr(config, option)) != getattr(DataConfig, option):
             raise BadInput(f"--data.{option} {value!r} means nothing to --data.corpus {config.corpus}: leave it out")

@@ -1,14 +1,13 @@
 """What work costs: its time, measured in turns with that of other libraries, and its memory, in its own process."""
 
 import multiprocessing
-import os
 import re
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -122,25 +121,19 @@ def table(rows: list[Row]) -> list[str]:
     return markdown(lines)
 
 
-def run_apart(work: Callable, *arguments: Any) -> tuple[Any, float, float, float | None]:
-    """Call work(*arguments) in a fresh process, and watch its memory.
+def run_apart(work: Callable, *arguments: Any) -> tuple[Any, float, float]:
+    """Call work(*arguments) in a fresh process, and measure its memory.
 
     Returns:
-        What the work returned; then MiB: in use when it began, mostly by libraries; at most while it worked, pages of
-        mapped files included; and at most of what is not backed by a file, None without /proc.
+        What the work returned; then the memory in use when it began, mostly by libraries, and at its peak, MiB.
 
     Raises:
         RunFailed: if the process ended before the work did.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        rollup, anonymous = Path(f"/proc/{pool.submit(os.getpid).result()}/smaps_rollup"), None
-        future = pool.submit(work_in_child, work, arguments)
-        while not wait([future], 0.02).done:
-            with suppress(OSError):
-                anonymous = max(anonymous or 0, read_mebibytes(rollup, "Anonymous"))
         try:
-            return *future.result(), anonymous
+            return pool.submit(work_in_child, work, arguments).result()
         except BrokenProcessPool as error:
             raise RunFailed(f"{work.__name__}{arguments} ended early: out of memory?") from error
 

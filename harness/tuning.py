@@ -117,12 +117,12 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
     if extend_learned and not ends:
         raise BadInput(f"--run.extend_learned {extend_learned} means nothing to {here}, whose scheme is {scheme}")
     if ends:
-        table, fresh = weights["position.table"], model.position.table.detach()
-        if len(fresh) > len(table) and not extend_learned:
-            wrong = f"--model.seq_len {len(fresh)} is longer than the learned positions of {here}"
-            cure = "say how they grow, --run.extend_learned repeat, interpolate or new"
+        table, length = weights["position.table"], len(model.position.table)
+        if length > len(table) and not extend_learned:
+            wrong = f"--model.seq_len {length} is longer than the learned positions of {here}"
+            cure = "say how they grow, --run.extend_learned repeat or interpolate"
             raise BadInput(f"{wrong}, which end at {len(table)}: {cure}")
-        weights["position.table"] = extend_table(table, fresh, extend_learned)
+        weights["position.table"] = extend_table(table, length, extend_learned)
     if isinstance(model.position, Rope):
         learned = weights.pop("position.log_factor", None)
         if model.position.log_factor is not None:
@@ -138,22 +138,17 @@ def start_from(old: FinishedRun, model: Transformer, extend_learned: str | None)
     model.load_state_dict(weights)
 
 
-def extend_table(old: Tensor, fresh: Tensor, way: str) -> Tensor:
-    """A trained table for another number of positions: (L, C), (L', C) -> (L', C). A shorter one is cut.
+def extend_table(old: Tensor, length: int, way: str | None) -> Tensor:
+    """A trained table of L positions, (L, C), for another number of them, (length, C). A shorter one is cut.
 
-    Args:
-        old: the trained vectors of positions 0 .. L - 1.
-        fresh: the longer table at initialisation.
-        way: `repeat`: position p has the vector of p mod L. `interpolate`: the old vectors, first and last included,
-            spread evenly with straight lines between them. `new`: the old vectors, then the fresh ones.
+    By `repeat`, position p has the vector of p mod L. By `interpolate`, the old vectors, first and last included, are
+    spread evenly, with straight lines between them.
     """
-    L, longer = len(old), len(fresh)
-    if longer <= L:
-        return old[:longer]
+    L = len(old)
+    if length <= L:
+        return old[:length]
     if way == "repeat":
-        return old[torch.arange(longer) % L]
-    if way == "interpolate":
-        place = torch.linspace(0, L - 1, longer, dtype=torch.float64)  # (L',), where each row falls among the old
-        below = place.long().clamp(max=max(0, L - 2))  # (L',)
-        return torch.lerp(old[below], old[(below + 1).clamp(max=L - 1)], (place - below)[:, None].to(old))
-    return torch.cat((old, fresh[L:]))
+        return old[torch.arange(length) % L]
+    place = torch.linspace(0, L - 1, length, dtype=torch.float64)  # (length,), where each row falls among the old
+    below = place.long().clamp(max=max(0, L - 2))  # (length,)
+    return torch.lerp(old[below], old[(below + 1).clamp(max=L - 1)], (place - below)[:, None].to(old))

@@ -70,7 +70,7 @@ train | --run.steps null                     | --run.steps; int
 train | --run.steps ''                       | --run.steps; int
 train | --run.steps 0                        | --run.steps 0; at least 1
 train | --run.steps -1                       | --run.steps -1; at least 1
-train | --run.steps 99999999999999999999999  | --run.steps 99999999999999999999999; at most 10^12
+train | --run.steps 99999999999999999999999  | --run.steps 99999999999999999999999; at most 1,000,000,000,000
 train | --run.batch_size 0                   | --run.batch_size 0; at least 1
 train | --run.batch_size -4                  | --run.batch_size -4; at least 1
 train | --run.micro_batch_size 0             | --run.micro_batch_size 0; at least 1
@@ -80,7 +80,7 @@ train | --run.eval_every 0                   | --run.eval_every 0; at least 1
 train | --run.eval_windows 0                 | --run.eval_windows 0; at least 1
 train | --run.threads 0                      | --run.threads 0; at least 1
 train | --run.seed -1                        | --run.seed -1; at least 0
-train | --run.seed 99999999999999999999999   | --run.seed; below 2^63
+train | --run.seed 99999999999999999999999   | --run.seed; below 9,223,372,036,854,775,808
 train | --run.learning_rate fast             | --run.learning_rate; fast; float
 train | --run.learning_rate ''               | --run.learning_rate; float
 train | --run.learning_rate 0                | --run.learning_rate 0; above 0
@@ -162,6 +162,7 @@ train | --model.rope.short_factor [a]        | --model.rope.short_factor; a; flo
 train | --model.rope null                    | --model.rope; NAME VALUE
 train | --model 3                            | --model; 3
 train | --run 3                              | --run; 3
+train | --data.corpus task:foo               | --data.corpus 'task:foo'; task:all
 train | --data.corpus nothing.txt            | data.corpus 'nothing.txt'; no such file; kjv
 train | --data.corpus nothing.jsonl          | data.corpus 'nothing.jsonl'; no such file
 train | --data.corpus 'nowhere/*.txt'        | data.corpus 'nowhere/*.txt'; no such file
@@ -209,7 +210,7 @@ train | --config good.yaml --run.steps 0     | --run.steps 0; at least 1
 train | --run.init_from nowhere              | --run.init_from nowhere; not a run folder
 train | --run.init_from tiny.txt             | --run.init_from tiny.txt; not a run folder
 train | --run.init_from foreign              | --run.init_from foreign; not a run folder
-train | --run.init_from ''                   | --run.init_from ''; name the folder
+train | --run.init_from ''                   | --run.init_from; no config.yaml
 train | --run.init_from unfinished           | --run.init_from unfinished; no weights; failed at step 3 of 40
 train | --run.init_from damaged              | --run.init_from damaged; model.safetensors is damaged
 train | --run.init_from damaged_config       | --run.init_from damaged_config; config.yaml is damaged
@@ -222,12 +223,12 @@ train | --run.init_from rope --model.d_ff 64 | --model.d_ff 64; --run.init_from 
 train | --run.init_from rope --model.vocab_size 300 | --model.vocab_size 300; --run.init_from rope; 259
 train | --run.init_from rope --model.tie_embeddings false | --model.tie_embeddings False; --run.init_from rope
 train | --run.init_from rope --model.position alibi | --model.position alibi; --run.init_from rope
-train | --run.init_from rope --model.position learned --run.extend_learned new | --model.position learned; rope
+train | --run.init_from rope --model.position learned --run.extend_learned repeat | --model.position learned; rope
 train | --run.init_from rope --model.rope.layout half-split | --model.rope.layout half-split; interleaved
 train | --run.init_from rope --run.extend_learned repeat | --run.extend_learned repeat; scheme is rope
 train | --run.init_from rope --data.tokenizer bpe | --data.tokenizer; --run.init_from rope; 259; rope/tokenizer.json
 train | --run.init_from rope --model.rope.scaling yarn | --model.rope.scaling yarn; rope.factor
-train | --run.init_from rope --run.extend_learned new --model.seq_len 32 | --run.extend_learned new; rope
+train | --run.init_from rope --run.extend_learned repeat --model.seq_len 32 | --run.extend_learned repeat; rope
 train | --run.init_from rope --run.out rope --run.overwrite true | --run.out rope; --run.init_from
 train | --run.init_from learned --model.seq_len 32 | --model.seq_len 32; learned; 16; --run.extend_learned
 train | --run.extend_learned repeat          | --run.extend_learned repeat; run.init_from
@@ -237,7 +238,7 @@ train | --model.rope.scaling dynamic --model.rope.factor 2 --model.rope.learn_fa
 train | --model.rope.scaling proportional --model.rope.learn_factors true | learn_factors true; proportional
 train | --model.rope.scaling yarn --model.rope.factor 2 | --model.rope.scaling yarn; rope.original_length
 compare | --run.init_from rope               | --run.init_from rope; one scheme; train.py
-compare | --run.extend_learned new           | --run.extend_learned new; run.init_from
+compare | --run.extend_learned repeat           | --run.extend_learned repeat; run.init_from
 compare | --schemes rop                      | --schemes rop; did you mean rope
 compare | --schemes rope,alibi               | --schemes rope,alibi; did you mean alibi
 compare | --schemes rope nonee               | --schemes nonee; did you mean none
@@ -351,7 +352,6 @@ train | --data.corpus numbers.jsonl          | --data.column 'text'; int; name a
 train | --data.corpus nulls.jsonl            | --data.corpus 'nulls.jsonl'; empty; name another
 train | --data.corpus garbage.parquet        | --data.corpus 'garbage.parquet'; cannot be read as parquet; mend the file
 train | --data.corpus garbage.txt --data.tokenizer bpe | garbage.txt; not UTF-8; --data.tokenizer bytes
-train | --data.corpus task:foo --run.out rope | --data.corpus 'task:foo'; task:all
 train | --data.tokenizer words.json          | --data.tokenizer 'words.json'; end-of-text; use bpe or bytes
 train | --data.tokenizer hollow.json         | --data.tokenizer 'hollow.json'; has no tokens; use bpe or bytes
 train | --data.tokenizer bpe --data.vocab_size 1000000000000 | --data.vocab_size 1000000000000; 1,000,000 or fewer
@@ -367,7 +367,7 @@ train | --model.init_std 1e30                | --model.init_std 1e+30; at most 1
 train | --model.norm_eps 1e-320              | --model.norm_eps; at least 1e-12
 train | --model.rope.base 1e300              | --model.rope.base 1e+300; at most 1e+18
 train | --model.rope.original_length 1       | --model.rope.original_length 1; at least 2
-train | --model.rope.scaling ntk --model.rope.factor 1e308 | --model.rope.factor 1e+308; at most 1e+06
+train | --model.rope.scaling ntk --model.rope.factor 1e308 | --model.rope.factor 1e+308; at most 1,000,000
 compare | --multiples 0                      | --multiples 0; above 0
 compare | --multiples .inf                   | --multiples .inf; a valid number
 compare | --multiples x                      | --multiples x; a valid number
@@ -398,17 +398,17 @@ evaluate | rope --scalings yarn --rope.scaling yarn | --rope.scaling yarn; give 
 evaluate | learned --scalings yarn           | --scalings yarn; learned; leave it out
 evaluate | rope --trials 5                   | --trials 5; leave it out
 evaluate | rope --stride 0                   | --stride 0; between 1 and 16
-evaluate | rope --seed 1.5                   | --seed 1.5; a valid integer
+evaluate | rope --trials 1.5                 | --trials 1.5; a valid integer
 evaluate | rope --split dev                  | --split dev; train, validation, test
 evaluate | rope --picture ''                 | --picture ''; must be a .png
 evaluate | rope --picture a.gif              | --picture a.gif; must be a .png
 evaluate | rope --picture missing/x.png      | --picture missing/x.png; name a file that can
-evaluate | rope --out ''                     | --out ''; must name a file
+evaluate | rope --out ''                     | --out . cannot be written; name a file
 evaluate | rope --out foreign                | --out foreign; Is a directory; name a file that can
 evaluate | rope --out loop                   | --out loop; name a file that can
 evaluate | rope --rope.factor ''             | --rope.factor ''; auto or float
 evaluate | rope --rope.factor -1 --rope.scaling linear | --rope.factor -1; at least 1
-evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | 1e+308; at most 1e+06
+evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | 1e+308; at most 1,000,000
 evaluate | rope --rope.scaling longrope --rope.short_factor [0] --rope.long_factor [1] | short_factor holds 0; between
 evaluate | rope --rope.learn_factors true    | rope.learn_factors true; has learned none
 pairs | --d_head 0                            | --d_head 0; at least 2

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import train
 from data import DataConfig
-from harness.messages import BadInput, RunFailed, in_one_line
+from harness.messages import BadInput, RunFailed
 from model import ModelConfig
 from positions import SCHEMES
 
@@ -115,7 +115,7 @@ def test_any_config_is_refused_by_name_or_trains_two_steps(small, tmp_path_facto
         except BadInput as error:
             seen["refused"] += 1
             assert not Path("new").exists()
-            said = in_one_line(error)
+            said = str(error).replace("\r", "\\r").replace("\n", "\\n")
             assert "\n" not in said
             assert any(name.split(".", 1)[1] in said for name in OPTIONS), (asked, said)
         except RunFailed as error:  # a rate that is absurd, and not refused: where learning ends is seen by trying

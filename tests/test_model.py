@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.peers import llama
 from harness.provenance import shared_sha256
 from harness.ranges import explain
+from harness.workloads import llama
 from model import ModelConfig, Transformer
 from positions import SCHEMES, PastTheEnd, Position, SinusoidalOptions
 from rope import RopeConfig

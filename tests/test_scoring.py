@@ -79,9 +79,8 @@ def test_the_crop_sees_at_most_the_trained_length_and_little_less(length, stride
         return torch.where(targets != -100, torch.arange(1, L + 1), 0).double()
 
     inputs = torch.arange(2 * length).view(2, length)
-    seen = scoring.Evaluator(None, "validation", [length], L, stride, 0, 1, context).score_cropped(
-        inputs, inputs + 1, stride
-    )
+    evaluator = scoring.Evaluator(None, "validation", [length], L, stride, 1, context)
+    seen = evaluator.score_cropped(inputs, inputs + 1, stride)
     assert seen.shape == (2, length)
     assert (seen <= L).all()
     assert (seen >= torch.arange(1, length + 1).clamp(max=L - stride + 1)).all()

@@ -72,11 +72,11 @@ def test_generation_is_timed_beside_transformers():
 
 
 def test_preparing_is_timed_beside_tokenizers_and_its_memory_told(monkeypatch):
-    monkeypatch.setattr(speed, "run_apart", lambda work, *arguments: (work(*arguments), 1.0, 3.0, 2.0))
+    monkeypatch.setattr(speed, "run_apart", lambda work, *arguments: (work(*arguments), 1.0, 3.0))
     rows = rows_of(["data", "--repeats", "1"])
     assert set(rows["preparing 0.05 MB"].peers) == {"tokenizers"}
     assert {case for case, row in rows.items() if row.unit == "MiB"} == {
-        *("anonymous memory, preparing 0.05 MB", "anonymous memory, preparing 0.1 MB")
+        *("memory added, preparing 0.05 MB", "memory added, preparing 0.1 MB")
     }
 
 

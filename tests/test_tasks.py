@@ -583,7 +583,7 @@ def test_bad_input_gets_one_line_and_no_folder(main, tiny, tmp_path, at_the_shel
         "--protocols retrieval sliding": "--protocols sliding: ",
         "--protocols retrieva": "did you mean retrieval?",
         "--trials 0": "--trials 0 must be at least 1",
-        "--trials many": "--trials many: expected int",
+        "--trials many": "--trials many must be a valid integer",
         "--stride 4": "--stride 4 does not apply",
         "--lengths 63": "--lengths 63 must be at least 64 for task:all",
         "--lengths 64 90000": "--lengths 90000 is longer",
