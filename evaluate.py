@@ -124,9 +124,7 @@ def make_parser() -> Parser:
     parser.add_argument("--scalings", type=str, nargs="+", default=None, help="rope scalings to compare")
     add_rope_options(parser)
     parser.add_argument("--stride", type=int, default=None, help="tokens; half the shortest length if not given")
-    parser.add_argument(
-        "--split", type=Literal["train", "validation", "test"], default="validation", help="of the text"
-    )
+    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="validation", help="to score")
     parser.add_argument("--picture", type=str, default=None, help=picture)
     parser.add_argument("--out", type=str, default=None, help="FILE.json for the figures")
     return parser

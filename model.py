@@ -153,7 +153,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: flo
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The same through PyTorch's kernels, which never hold all scores. No mask: causal, by the kernel's own flag."""
     dtype, grouped, causal = q.dtype, q.shape[1] != k.shape[1], mask is None
-    if q.shape[2] == 1:  # the last token sees every key; an `if`, since torch.compile would make it a symbol
+    if q.shape[2] == 1:  # the last token sees every key; torch.compile takes an `if` here, but not `causal = ... > 1`
         causal = False
     if mask is not None:  # in the wider dtype: a bias in bfloat16 could not tell far distances apart
         wide = torch.promote_types(dtype, mask.dtype)

@@ -7,7 +7,7 @@
 Positions are absolute integers, so a cache, a shift or a shard is only another tensor of positions. What depends on
 them is computed when asked for, in float32 or wider, never kept in a buffer: a bfloat16 cannot tell 257 from 256.
 
-To add a scheme: its class here, its line in `SCHEMES`, a config of two lines. `Kerple` is a complete example.
+To add a scheme: its class here, its line in `SCHEMES`, and a file like configs/kerple.yaml. `Kerple` is an example.
 """
 
 import math
@@ -40,7 +40,7 @@ class Position(nn.Module):
 
     @classmethod
     def settle(cls, config: Any) -> Any:
-        """For ModelConfig to call: the options, completed from the model. Raises ValueError if that does not fit."""
+        """For ModelConfig to call: the options completed from the model, None to keep them. ValueError: no fit."""
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """What the parameter self.NAME starts as; None for the model's own rule, N(0, init_std)."""
@@ -189,7 +189,7 @@ class T5(Position):
 def t5_bucket(distance: int, buckets: int = T5.BUCKETS, max_distance: int = T5.MAX_DISTANCE) -> int:
     """Which bucket a distance in tokens (query minus key, at least 0) falls into, for a causal decoder.
 
-    Half of the buckets hold one distance each, the others grow with its logarithm, and the last holds all the rest.
+    Half of the buckets hold one distance each; then a bucket's number grows with log(distance); the last has the rest.
     """
     exact = buckets // 2
     far = exact + int(math.log(max(distance, exact) / exact) / math.log(max_distance / exact) * exact)
@@ -217,7 +217,7 @@ class Rope(Position):
     def settle(cls, config: Any) -> RopeConfig:
         rope, L = config.options, config.options.original_length
         if rope.scaling == "longrope" and L and not (rope.factor or rope.attention_factor):
-            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # its one use is in the attention factor
+            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # of use in the attention factor alone
         frequencies(rope, config.d_head, config.seq_len)  # raises a ValueError for options that do not fit
         return rope
 

@@ -71,11 +71,11 @@ def frequencies(config: "RopeConfig", d_head: int, length: int) -> tuple[Tensor,
         case "ntk":  # NTK-aware: a larger base. Pair j is slowed by s^(2j/(d-2)): the first not at all, the last by s
             return (base * s ** (d / (d - 2))) ** (-2 * j / d), 1.0
         case "dynamic":  # dynamic NTK: unchanged up to L, past it a base that grows with the length in use
-            stretch = s * length / L - (s - 1) if length > L else 1.0
+            stretch = s * length / L - (s - 1) if length > L else 1.0  # 1 at L, and s more for every L past it
             return (base * stretch ** (d / (d - 2))) ** (-2 * j / d), 1.0
         case "yarn":  # YaRN (2309.00071): fast pairs keep their speed, slow ones are divided by s, a ramp lies between
-            turns = config.option("beta_fast"), config.option("beta_slow")  # within L: what makes a pair fast, or slow
-            first, last = (d * math.log(L / (2 * math.pi * r)) / (2 * math.log(base)) for r in turns)  # pairs like that
+            turns = config.option("beta_fast"), config.option("beta_slow")  # r = L theta_j / (2 pi) from fast to slow
+            first, last = (d * math.log(L / (2 * math.pi * r)) / (2 * math.log(base)) for r in turns)  # solved for j
             if config.option("truncate"):
                 first, last = math.floor(first), math.ceil(last)
             first, last = max(first, 0), min(last, d - 1)  # the authors' d - 1, though pairs end at d/2 - 1
@@ -162,7 +162,7 @@ SCALING_FIELDS = sorted(set().union(*(needs | also for needs, also in OPTIONS.va
 PUBLISHED = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "low_freq_factor": 1, "high_freq_factor": 4}
 NEEDS_ORIGINAL_LENGTH = {"dynamic", "yarn", "longrope", "llama3"}
 DEPEND_ON_LENGTH = {"dynamic", "longrope"}  # frequencies change with the length in use
-Turns = Annotated[float | None, Field(ge=1e-6, le=10**6)]
+Factor = Annotated[float, Field(ge=1e-6, le=10**6)]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -174,7 +174,7 @@ class RopeConfig:
         layout: which features form a pair: interleaved (the paper) or half-split (Llama).
         fraction: share of each head's features that are rotated; the others pass through.
         scaling: how frequencies are slowed to reach past the trained length.
-        factor: how many times longer than trained (s); for longrope seq_len / original_length if not given.
+        factor: how many times longer than trained (s). If not given, longrope's is seq_len / L (Rope in positions.py).
         original_length: the length the weights were first trained at (L), tokens.
         beta_fast: yarn: pairs that turn more often than this within L are left alone. 32 if not given.
         beta_slow: yarn: pairs that turn less often than this within L are slowed by the whole factor. 1 if not given.
@@ -193,14 +193,14 @@ class RopeConfig:
     scaling: Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"] = "none"
     factor: Annotated[float | None, Field(ge=1, le=10**6)] = None
     original_length: Annotated[int | None, Field(ge=2, le=10**12)] = None
-    beta_fast: Turns = None
-    beta_slow: Turns = None
+    beta_fast: Factor | None = None
+    beta_slow: Factor | None = None
     truncate: bool | None = None
     attention_factor: Annotated[float | None, Field(ge=1e-6, le=1000)] = None
-    low_freq_factor: Turns = None
-    high_freq_factor: Turns = None
-    short_factor: list[float] | None = None
-    long_factor: list[float] | None = None
+    low_freq_factor: Factor | None = None
+    high_freq_factor: Factor | None = None
+    short_factor: list[Factor] | None = None
+    long_factor: list[Factor] | None = None
     learn_factors: bool = False
 
     def __post_init__(self) -> None:
@@ -211,13 +211,10 @@ class RopeConfig:
                 raise ValueError(f"rope.{name} means nothing to rope.scaling {self.scaling}, which takes {takes}")
             if getattr(self, name) is None and name in needs:
                 raise ValueError(f"rope.scaling {self.scaling} needs rope.{name}: give it too")
-        for name in ("short_factor", "long_factor"):
-            if wrong := [each for each in getattr(self, name) or () if not 1e-6 <= each <= 1e6]:
-                raise ValueError(f"rope.{name} holds {wrong[0]:g}: each divisor must lie between 1e-6 and 1e6")
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if self.option(low) >= self.option(high):
                 raise ValueError(f"rope.{low} {self.option(low):g} must be below rope.{high} {self.option(high):g}")
-        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # they have no list of divisors
+        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # theirs change, or are infinite
             raise ValueError(f"rope.learn_factors true does not go with rope.scaling {self.scaling}: choose another")
 
     def option(self, name: str) -> float:

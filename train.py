@@ -10,7 +10,7 @@ that was stopped, by Ctrl-C, a cluster or a power cut, goes on from its last who
     python train.py --config runs/rope/config.yaml --run.resume true
 
 Training can continue from a finished run at another length or scaling (harness/tuning.py), and torchrun spreads one run
-over many processes, which compute the same (harness/processes.py):
+over many processes, which together compute what one would (harness/processes.py):
 
     python train.py --run.init_from runs/rope --model.seq_len 1024 --model.rope.scaling yarn --model.rope.factor 4
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
@@ -89,7 +89,7 @@ def train(
                     logits = run.model(x)  # (rows, T, V)
                     nats = cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
                     part = nats / scored  # all parts, on all processes, add up to the mean over the batch
-                part.backward()
+                part.backward()  # of several processes the gradients are added up, not averaged
                 loss += part.item()
             loss = run.sum(loss)
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -52,15 +52,13 @@ def format_help(parser: Any, section: str | None) -> str:
 
 
 def describe_option(name: str, action: argparse.Action, short: bool) -> list[str]:
-    """An option's name, default and meaning; in short, the beginning of its first sentence."""
+    """An option's name, default and meaning; in short, the first sentence."""
     default = action.default if action.default not in (None, argparse.SUPPRESS) else ""
     default = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     default = default.lower() if default in ("True", "False") else default
     left = f"  {'--' * bool(action.option_strings)}{name} {default}"
-    meaning, room = " ".join((action.help or "").split()).replace("%%", "%"), WIDTH - INDENT
-    right = textwrap.wrap(meaning, room)
-    if short:
-        right = [textwrap.shorten(meaning.split(". ")[0].rstrip("."), room, placeholder=" ...")]
+    meaning = " ".join((action.help or "").split()).replace("%%", "%")
+    right = textwrap.wrap(meaning.split(". ")[0].rstrip(".") if short else meaning, WIDTH - INDENT)
     if len(left) >= INDENT:
         return [left, *(" " * INDENT + line for line in right)]
     return [f"{left:<{INDENT}}{right[0] if right else ''}", *(" " * INDENT + line for line in right[1:])]

@@ -70,7 +70,7 @@ class Parser(ArgumentParser):
             raise exception
         line = re.sub(r"alue:$", "alue: ''", " ".join(str(message).split()))  # an empty text would not be seen
         key = r'Parser key "([\w.]+)"'
-        if wrong := re.match(key + r".*? Input should be (.*?)(?:,.*?)? \[type=.*?[Vv]alue: (.*)", line):  # pydantic's
+        if wrong := re.match(key + r".*? Input should be (.*?)(?:,.*?)? \[type=.*[Vv]alue: (.*)", line):  # pydantic's
             line = f"--{wrong[1]} {wrong[3]} must be {wrong[2]}"
             for long, short in (("greater than", "above"), ("less than", "below"), ("above or equal to", "at least")):
                 line = line.replace(long, short)

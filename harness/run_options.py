@@ -58,7 +58,8 @@ class RunConfig:
             where it computes and what it shows, and its result by rounding at most (docs/running.md lists them). More
             steps than planned are a new run: see init_from.
         init_from: the folder of a finished run to tune: training starts from its weights, with a fresh optimiser. Its
-            options become the defaults, below config files and flags, with a third of its learning_rate.
+            sections data and model become the defaults, below config files and flags, and of its section run seed,
+            batch_size, eval_windows, precision and what AdamW and the schedule take, with a third of learning_rate.
             The length, the scheme's own options but a layout, and attention may change; the rest of the model must
             not. If no original length is on record, the old run's length becomes it. The name, if not given, is the old
             one with the length and scaling appended, rope-1024-yarn for example.

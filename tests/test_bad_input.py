@@ -158,7 +158,7 @@ train | --model.rope.scaling linear          | --model.rope.scaling linear; rope
 train | --model.rope.factor 2                | --model.rope.factor; rope.scaling none
 train | --model.rope.factor 0.5 --model.rope.scaling linear | --model.rope.factor 0.5; at least 1
 train | --model.rope.short_factor 3          | --model.rope.short_factor; 3; list
-train | --model.rope.short_factor [a]        | --model.rope.short_factor; a; float
+train | --model.rope.short_factor [a]        | --model.rope.short_factor ['a']; a valid number
 train | --model.rope null                    | --model.rope; NAME VALUE
 train | --model 3                            | --model; 3
 train | --run 3                              | --run; 3
@@ -408,8 +408,8 @@ evaluate | rope --out foreign                | --out foreign; Is a directory; na
 evaluate | rope --out loop                   | --out loop; name a file that can
 evaluate | rope --rope.factor ''             | --rope.factor ''; auto or float
 evaluate | rope --rope.factor -1 --rope.scaling linear | --rope.factor -1; at least 1
-evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | 1e+308; at most 1,000,000
-evaluate | rope --rope.scaling longrope --rope.short_factor [0] --rope.long_factor [1] | short_factor holds 0; between
+evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | --rope.beta_fast 1e308; at most 1000000
+evaluate | rope --rope.scaling longrope --rope.short_factor [0] --rope.long_factor [1] | short_factor [0]; at least
 evaluate | rope --rope.learn_factors true    | rope.learn_factors true; has learned none
 pairs | --d_head 0                            | --d_head 0; at least 2
 pairs | --d_head 3                            | 3 wide; pairs; change
