@@ -104,8 +104,9 @@ def shuffled(place: int, n: int, keys: Sequence[int]) -> int:
     A Feistel network (Luby and Rackoff 1988) is a permutation of the numbers of 2 * half bits, whatever function its
     rounds use. A round turns (left, right) into (right, left ^ f(right, key)). It can be undone, since the new left is
     the old right, so that f can be computed again; and what can be undone is a permutation. A result of n or more, as
-    2^(2 * half) may exceed n, is sent through again until it is below n (cycle walking). That ends, since the way leads
-    back to the first place, below n, at the latest; and it can be undone, by going back to the last number below n.
+    2^(2 * half) may exceed n, is sent through again until it is below n (cycle walking). That ends: a permutation that
+    is applied again and again comes back to where it started, at `place`, which is below n. And it can be undone: by
+    the inverse, applied until a number is below n.
 
     Args:
         place: 0 .. n-1.

@@ -1,6 +1,6 @@
 """The decoder-only transformer that every scheme of order shares: pre-norm RMSNorm, attention, SwiGLU, no biases.
 
-With `position="rope"` it is the transformers library's Llama (up to the order of features for the interleaved layout).
+With `position="rope"` it is the transformers library's Llama (which pairs features otherwise: see `Layout` in rope.py).
 The scheme's hooks (embed, angles, rotate, bias) are called in one place each, and nothing asks which scheme it is.
 """
 
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
         if positions is None:
             begin = cache.positions[:earlier].max() + 1 if earlier else 0
             positions = torch.arange(T, device=tokens.device) + begin
-        x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C); before the cache: it may refuse
+        x = self.position.embed(self.embedding(tokens), positions)  # (B, T, C), or PastTheEnd, before the cache changes
         k_positions = positions if cache is None else cache.append(tokens, positions)  # (Tk,)
         if earlier and self.position.outdates_cache(earlier, k_positions):
             cache.used = 0  # its keys were turned at other frequencies (dynamic, longrope): compute all of it again

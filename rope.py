@@ -174,7 +174,7 @@ class RopeConfig:
         layout: which features form a pair: interleaved (the paper) or half-split (Llama).
         fraction: share of each head's features that are rotated; the others pass through.
         scaling: how frequencies are slowed to reach past the trained length.
-        factor: how many times longer than trained (s). If not given, longrope's is seq_len / L (Rope in positions.py).
+        factor: how many times longer than trained (s). If longrope has none, a model sets its own seq_len / L.
         original_length: the length the weights were first trained at (L), tokens.
         beta_fast: yarn: pairs that turn more often than this within L are left alone. 32 if not given.
         beta_slow: yarn: pairs that turn less often than this within L are slowed by the whole factor. 1 if not given.
@@ -214,7 +214,7 @@ class RopeConfig:
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if self.option(low) >= self.option(high):
                 raise ValueError(f"rope.{low} {self.option(low):g} must be below rope.{high} {self.option(high):g}")
-        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # theirs change, or are infinite
+        if self.learn_factors and self.scaling in ("dynamic", "proportional"):  # divisors change or are infinite
             raise ValueError(f"rope.learn_factors true does not go with rope.scaling {self.scaling}: choose another")
 
     def option(self, name: str) -> float:

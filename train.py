@@ -93,11 +93,12 @@ def train(
                 loss += part.item()
             loss = run.sum(loss)
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            norm = run.gather(norm)  # of the whole gradient, where each process holds a part of every weight
+            norm = run.gather(norm)  # if weights are split over processes: their norms, combined
             clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
             if run.is_finite(step, loss, float(norm)):  # else the run stops or, if asked to, leaves out this update
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            # logs the step and its batch's hash, evaluates and saves when it is time, ends the run if a signal asked
             run.after(step, inputs, targets, loss=loss, learning_rate=rate, grad_norm=float(norm))
     return run.result
 
