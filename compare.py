@@ -10,6 +10,8 @@ Takes every option of train.py. Runs are trained side by side, one per core. Fin
 stopped comparison continues when the same command is given again, each run from its last whole checkpoint.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import os
 import sys

@@ -25,6 +25,8 @@ trained length is the one it was tuned at. The targets of `fixed` depend on the 
 only if it was the same.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import sys
 from functools import partial

@@ -16,6 +16,8 @@ default, they differ by less than 1e-11, and a draw depends on that about as rar
 faster for large models) they differ by about 1e-6: rarely too, but from such a draw on the two texts differ.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import sys
 from dataclasses import replace
 from typing import Annotated, Any, Literal

@@ -16,6 +16,8 @@ over many processes, which together compute what one would (harness/processes.py
     torchrun --nproc_per_node=2 train.py --config configs/rope.yaml
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import math
 from typing import Any
 

@@ -5,6 +5,8 @@
 Rope is trained from the start with each base, over three seeds on text and one on tasks. Section of results/RESULTS.md.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import math
 
 import evaluate

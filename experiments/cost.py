@@ -6,6 +6,8 @@ Each piece of work is measured once, in its own process with one thread, into re
 results/COST.md are made from it.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import tempfile
 import time

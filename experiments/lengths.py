@@ -6,6 +6,8 @@ Every scheme is trained at 256 tokens over three seeds, and its loss taken on th
 of context. Section of results/RESULTS.md, and docs/lengths.png.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import math
 from pathlib import Path
 from statistics import mean

@@ -3,6 +3,8 @@
 python -m experiments.pairs --d_head 32 --length 256 --rope.scaling yarn --rope.factor 4 --rope.original_length 256
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import math
 from dataclasses import replace
 from typing import Annotated

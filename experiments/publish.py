@@ -3,6 +3,8 @@
 python -m experiments.publish runs/compare
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import shutil
 from pathlib import Path

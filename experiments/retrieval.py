@@ -6,6 +6,8 @@ One model per scheme is trained on all tasks at once, and scored at one to eight
 tried before is in results/TASKS.md. Section of results/RESULTS.md, and docs/retrieval.png.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import evaluate
 import train
 from harness import pages

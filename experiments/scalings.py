@@ -6,6 +6,8 @@ The rope runs of experiments/lengths.py and retrieval.py are measured under ever
 and after fine-tuning at four times the trained length. Sections of results/RESULTS.md, and docs/scalings.png.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import re
 from pathlib import Path
 

@@ -6,6 +6,8 @@ The contenders of a case take turns; docs/speed.md, into which `--publish true` 
 In training all have the same optimiser, precision and parts of the batch.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import importlib.metadata
 import itertools
 import json

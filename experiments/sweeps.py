@@ -6,6 +6,8 @@
 Writes results/learning_rate.json, results/sinusoidal_amplitude.json and results/SWEEPS.md.
 """
 
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import os
 import sys

@@ -9,6 +9,7 @@
 
 A training run that is stopped finishes its step and saves first, so that --run.resume true goes on from there; a second
 Ctrl-C or SIGTERM ends it at once. At SIGUSR1, with which clusters warn before they take a machine away, it saves.
+While a script still imports, both end it at once (harness/stops.py).
 """
 
 import contextlib
@@ -20,6 +21,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+from harness import stops
 
 NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
@@ -56,13 +59,15 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
     rank = os.environ.get("RANK", "0")  # an error that all processes meet is reported by rank 0 (harness/processes.py)
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, stops.stop)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     met: BaseException | None = None
     try:
+        stops.in_main, stops.came = True, None
         main(argv)
     except BaseException as error:
         met = error
+    stops.in_main = False  # an assignment, not a call: Python hands signals over only at calls and loops
     code = 0 if met is None else report_error(met, name, prints)
     try:
         sys.stdout.flush()
@@ -70,7 +75,7 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
         silence()  # or Python would complain as it flushes once more
         if not isinstance(error, BrokenPipeError):  # a full disk, say; a reader who has left by now left after the work
             code = code or report_error(error, name)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is reported: a stop from here on needs no traceback
+    signal.signal(signal.SIGTERM, stops.stop)  # whatever the main has left there
     if "LOCAL_RANK" in os.environ:  # one of many processes
         # Without tearing anything down: while Python destroys DDP it holds its global lock and waits for gloo's thread,
         # which may need that lock to release its last tensor. Once in many runs both waited for ever.
@@ -93,6 +98,8 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if stops.came and not isinstance(error, BadInput | RunFailed | MemoryError | OSError):
+        return 128 + stops.came  # a KeyboardInterrupt that C code has turned into another error, amid an import perhaps
     line, code = None, 3
     if isinstance(error, BrokenPipeError):
         silence()

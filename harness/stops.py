@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM from a script's first line on: exit code 130 or 143, and no traceback.
+
+    import harness.stops  # the first import of a script
+
+Python turns Ctrl-C into an exception. Raised amid an import it ends in a long traceback, or in SIGABRT where the module
+is C++; and PyTorch takes seconds to import. Before a main is at work (messages.run_main), and after it, nothing is left
+to save or to tidy up: the process ends at once.
+
+.venv/bin/python -m pytest tests/test_stops.py
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+in_main = False  # whether run_main has called a main that has not come back
+came: int | None = None  # the signal that asked this main to stop
+
+
+def stop(number: int, frame: object, leave: Callable = os._exit) -> None:  # not looked up: Python clears modules last
+    """End the process: at once, or, amid a main, by the exceptions that lead to exit codes 130 and 143."""
+    global came
+    if not in_main:
+        leave(128 + number)
+    came = number
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+importer = sys._getframe().f_back
+while importer and importer.f_code.co_filename.startswith("<frozen importlib"):
+    importer = importer.f_back
+# Only in a script, or in a process that multiprocessing starts for it: others may import one and have their own ways.
+if importer and importer.f_globals["__name__"] in ("__main__", "__mp_main__"):
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, stop)
