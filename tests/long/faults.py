@@ -14,6 +14,13 @@
 A try is a process of its own: see strikes.py.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import builtins
 import contextlib
 import errno
@@ -26,14 +33,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
