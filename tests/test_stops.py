@@ -18,7 +18,7 @@ from harness import stops
 REPOSITORY = Path(train.__file__).parent
 SCRIPTS = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", ".")
-    for pattern in ("*.py", "experiments/*.py")
+    for pattern in ("*.py", "experiments/*.py", "tests/long/faults.py")
     for path in REPOSITORY.glob(pattern)
     if 'if __name__ == "__main__"' in path.read_text()
 )
@@ -53,7 +53,7 @@ def begin(tmp_path):
 
 
 def test_there_are_scripts_to_stop():
-    assert {"train", "compare", "evaluate", "generate", "experiments.lengths"} <= set(SCRIPTS)
+    assert {"train", "compare", "evaluate", "generate", "experiments.lengths", "tests.long.faults"} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
