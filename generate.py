@@ -40,6 +40,8 @@ from rope import DEPEND_ON_LENGTH
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Tokens = Annotated[int, Field(ge=1, le=10**6)]
+Samples = Annotated[int, Field(ge=1, le=1024)]  # all are drawn at once, each with a cache of its own
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,12 +75,12 @@ def make_parser() -> Parser:
     parser = Parser(prog="generate.py", description=__doc__)
     parser.add_argument("run", type=str, help="a run folder, such as runs/rope")
     parser.add_argument("--prompt", type=str, default="", help="text to continue; if empty, a new text, or a trial")
-    parser.add_argument("--tokens", type=AtLeast1, default=200, help="how many tokens to draw")
+    parser.add_argument("--tokens", type=Tokens, default=200, help="how many tokens to draw")
     parser.add_argument("--temperature", type=Temperature, default=0.8, help="lower is safer, higher wilder, 0 greedy")
     parser.add_argument("--top_k", type=AtLeast1 | None, default=None, help="draw only from this many likeliest tokens")
     parser.add_argument("--top_p", type=Probability, default=1.0, help="draw from the fewest with this probability")
     parser.add_argument("--seed", type=Seed, default=0, help="seed of the draws")
-    parser.add_argument("--samples", type=AtLeast1, default=1, help="texts to draw; sample i is that of seed + i")
+    parser.add_argument("--samples", type=Samples, default=1, help="texts to draw; sample i is that of seed + i")
     parser.add_argument("--precision", type=Literal["fp64", "fp32"], default="fp64", help="fp32 is faster")
     parser.add_argument("--compile", type=bool, default=False, help="faster after a minute; needs a C++ compiler")
     add_rope_options(parser)

@@ -76,10 +76,7 @@ def find_source(config: DataConfig) -> tuple[str, list[str], Any]:
     if os.path.isdir(corpus):  # unlike Path.is_dir, false for a name too long to be one
         raise BadInput(f"--data.corpus {corpus!r} is a folder: name its files, --data.corpus '{Path(corpus, '*.txt')}'")
 
-    if os.path.exists(corpus):
-        files = [Path(corpus)]
-    else:
-        files = [path for name in sorted(glob.glob(corpus, recursive=True)) if (path := Path(name)).is_file()]
+    files = find_files(corpus)
     if not files:
         name_on_the_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
         if not name_on_the_hub or Path(corpus).suffix.lower() in endings or os.path.islink(corpus):
@@ -99,6 +96,40 @@ def find_source(config: DataConfig) -> tuple[str, list[str], Any]:
             raise BadInput(f"--data.corpus {str(file)!r} {what}") from error
         identity.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
     return endings.get(found[0], "text"), [str(file.absolute()) for file in files], identity
+
+
+def find_files(corpus: str) -> list[Path]:
+    """The files that data.corpus names, by name; each once, even where links lead to it under other names.
+
+    Raises:
+        BadInput: if there is something among them whose bytes come once, or for ever: a pipe or a device.
+    """
+    files: dict[str, Path] = {}
+    for name in [corpus] if os.path.exists(corpus) else sorted(expand(corpus)):
+        if os.path.isfile(name):
+            files.setdefault(os.path.realpath(name), Path(name))
+        elif os.path.exists(name) and not os.path.isdir(name):
+            raise BadInput(f"--data.corpus {name!r} is a pipe or a device: copy it to a file, or name others")
+    return list(files.values())
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """The names that match a pattern, as glob has them, but `**` goes into each folder once, whatever links lead there.
+
+    With two links that lead back, glob would follow each way through them, up to 40 folders deep.
+    """
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place, seen = parts.index("**"), set()
+    for start in sorted(glob.glob("/".join(parts[:place]) + "/" if place else "./")):
+        for folder, below, _ in os.walk(start, followlinks=True):
+            new = os.path.realpath(folder) not in seen
+            seen.add(os.path.realpath(folder))
+            below[:] = sorted(name for name in below if new and not name.startswith("."))
+            if new:
+                yield from expand(os.path.join(glob.escape(folder), *parts[place + 1 :] or "*"))
 
 
 def read_source(config: DataConfig, kind: str, files: list[str]) -> Texts:

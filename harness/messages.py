@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
@@ -25,6 +26,8 @@ from typing import Any, NoReturn
 from harness import stops
 
 NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+LONGEST_WORD = 1000  # characters of a word in an error; more are cut
 
 
 class BadInput(ValueError):
@@ -120,7 +123,9 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
         line = f"out of memory: {' '.join(str(error).split())[:200]}"
     if line is None:
         raise error
-    line = line.replace("\r", "\\r").replace("\n", "\\n")  # a name that a user gave may contain a line end
+    # a name, of a file's column say, may contain a line end, or what would command a terminal
+    line = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     with contextlib.suppress(OSError):  # where nobody listens, the exit code is enough
         print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code

@@ -3,17 +3,19 @@
 python train.py --config configs/rope.yaml --model.d_model 256
 """
 
+import os
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 
 from harness.help_text import HelpAction
 from harness.messages import BadInput, nearest
 from harness.ranges import explain
+
+CONFIG_BYTES = 1 << 20  # of a config file, at most
 
 
 def describe_type(kind: str) -> str:
@@ -42,7 +44,12 @@ class Parser(ArgumentParser):
 
     def add_class_arguments(self, theclass: type, nested_key: str, **kwargs: Any) -> Any:
         self.sections[nested_key] = theclass
-        return super().add_class_arguments(theclass, nested_key, **kwargs)
+        added = super().add_class_arguments(theclass, nested_key, **kwargs)
+        for action in self._actions:  # jsonargparse would take a file for a whole section, and import a class_path
+            if hasattr(action, "resolve_subclass_spec"):
+                action._load_config = lambda value, parser, name=action.dest: refuse_section(name, value)
+                action.resolve_subclass_spec = lambda value: value
+        return added
 
     def known_names(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -54,6 +61,11 @@ class Parser(ArgumentParser):
                 self.validate(found, skip_unset=False, skip_required=True)
             except (TypeError, ValueError) as error:
                 self.error(error)
+        for name, value in found.items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not can_be_a_name(text):
+                    flag = f"--{name}" if f"--{name}" in self.known_names() else name
+                    raise BadInput(f"{flag} {text!r} has a character that no file's name can have: leave it out")
         return found
 
     def explain(self, error: ValueError) -> str:
@@ -69,6 +81,7 @@ class Parser(ArgumentParser):
         if isinstance(exception, BadInput):
             raise exception
         line = re.sub(r"alue:$", "alue: ''", " ".join(str(message).split()))  # an empty text would not be seen
+        line = re.sub(r"typing\.Annotated\[(\w+), FieldInfo\(.*?\]\)\]", r"\1", line)
         key = r'Parser key "([\w.]+)"'
         if wrong := re.match(key + r".*? Input should be (.*?)(?:,.*?)? \[type=.*[Vv]alue: (.*)", line):  # pydantic's
             line = f"--{wrong[1]} {wrong[3]} must be {wrong[2]}"
@@ -78,17 +91,10 @@ class Parser(ArgumentParser):
         elif wrong := re.match(key + r": .* Subtypes: \[(.*?), <class .NoneType.>\].* Given value: (.*)", line):
             kinds = re.split(r", (?![^\[]*\])", wrong[2])  # at commas, but those of a Literal's own
             line = f"--{wrong[1]} {wrong[3]}: expected {' or '.join(map(describe_type, kinds))}"
-        elif wrong := re.match(key + r": Unable to load config (.*?) - ", line):
-            ways = f"expected a YAML file or a mapping; or give options, --{wrong[1]}.NAME VALUE"
-            line = f"--{wrong[1]} {wrong[2]}: {ways}"
         elif wrong := re.match(key + r"(?: element \d+)?: .*?Expected an? (.*?)\.? Got value: ?(.*)", line):
             name, kind, value = wrong.groups()
             choices = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
             line = f"--{name} {value}: expected {describe_type(kind)}{nearest(value, choices)}"
-        elif wrong := re.match(r'Parser key "config": (.*)', line):
-            line = f"--config: {wrong[1]}"
-        elif line.startswith("Problems parsing config"):
-            line = f"--config: not YAML: {line}"
         elif unknown := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", line):
             line += nearest(unknown[1], self.known_names()) or "; --help lists what there is"
         elif re.search(r"[Uu]nrecognized arguments|arguments are required|expected .*argument|explicit argument", line):
@@ -99,14 +105,50 @@ class Parser(ArgumentParser):
         raise BadInput(line) from exception
 
 
+def refuse_section(name: str, value: Any) -> NoReturn:
+    """Raise BadInput for a value of a whole section, which only `--config` reads from a file."""
+    raise BadInput(f"--{name} {value} is no option's value: give options, --{name}.NAME VALUE")
+
+
+def can_be_a_name(text: str) -> bool:
+    """Whether the operating system can take a text as the name of a file; not so a NUL, or half a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 class PlainLoader(yaml.SafeLoader):
-    """YAML without what a config has no use for: a name given twice, of which one would be lost, and references."""
+    """YAML without what options have no use for: a name given twice, of which one would be lost, references and tags.
+
+    A number is decimal, in a file as on the command line. YAML's own 1:30 would be 90, and its 010 would be 8.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":bool", ":null"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_data(self) -> Any:
+        try:
+            return super().get_single_data()
+        except RecursionError as error:
+            raise yaml.YAMLError(str(error)) from error
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than any memory holds
-            event = self.peek_event()
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for more than any memory holds
             raise yaml.MarkedYAMLError(problem=f"*{event.anchor}: write the value out", problem_mark=event.start_mark)
+        if tag := getattr(event, "tag", None):  # it could say that 1:30 is a number all the same
+            raise yaml.MarkedYAMLError(problem=f"{tag}: write the value without it", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        try:
+            return int(node.value)
+        except ValueError as error:  # Python reads no more than some thousand digits
+            problem = f"a number of {len(node.value)} digits: write a smaller one"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -119,18 +161,50 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+INTEGER, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+DECIMAL = r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+PlainLoader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+PlainLoader.add_implicit_resolver(FLOAT, re.compile(rf"({DECIMAL}|{special})$"), list("-+.0123456789"))
+PlainLoader.add_constructor(INTEGER, PlainLoader.construct_integer)
+# All values of the command line go through this one. The public set_loader does not reach those of numbers.
+_loaders_dumpers.yaml_default_loader = PlainLoader
+
+
+class ConfigLoader(PlainLoader):
+    """A config file's values: a number stays the text it is, and means what it would on the command line.
+
+    So `name: 1e5` is a name, and `learning_rate: 1e5` a number.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        made = super().construct_mapping(node, deep)
+        return made | {key.value: value.value for key, value in node.value if value.tag in (INTEGER, FLOAT)}
+
+
+def read_config(path: str) -> Any:
+    """What a YAML file holds. Raises BadInput for what is no file, too large for a config, or no YAML."""
+    if not os.path.isfile(path):  # a pipe might never end, nor begin
+        what = "not a file" if os.path.exists(path) else "not there"
+        raise BadInput(f"--config {path or repr(path)} is {what}: name a YAML file")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+        if len(content) > CONFIG_BYTES:
+            raise BadInput(f"--config {path} has more than {CONFIG_BYTES:,} bytes: name a YAML file of options")
+        return yaml.load(content.decode(), ConfigLoader)  # a SafeLoader: it runs nothing
+    except BadInput:
+        raise
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        where = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise BadInput(f"--config {path} is not YAML that can be used here: {where}; mend that place") from error
+
+
 class ConfigFile(ActionConfigFile):
     """`--config`: a YAML file of sections. Whatever is wrong with it is said by its name, and an empty one is fine."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
-        if not Path(value).is_file():
-            what = "not a file" if Path(value).exists() else "not there"
-            raise BadInput(f"--config {value or repr(value)} is {what}: name a YAML file")
-        try:
-            sections = yaml.load(Path(value).read_text(encoding="utf-8"), PlainLoader)  # a SafeLoader: it runs nothing
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            where = " ".join(str(error).replace('"<unicode string>", ', "").split())
-            raise BadInput(f"--config {value} is not YAML that can be used here: {where}; mend that place") from error
+        sections = read_config(value)
         if sections is None:
             return
         example = "write `model:` and below it, indented, `d_model: 256`"
@@ -138,11 +212,13 @@ class ConfigFile(ActionConfigFile):
             raise BadInput(f"--config {value} holds no sections: {example}")
         try:
             for name, content in sections.items():
+                if name == self.dest:
+                    raise BadInput("config is an option of the command line only: leave it out")
                 if not isinstance(content, dict) and name != "plugin":
-                    raise BadInput(f"{name} is {content!r} and not a section of options: {example}")
+                    raise BadInput(f"{name} is {content or repr(content)} and not a section of options: {example}")
             if not isinstance(rope := sections.get("model", {}).get("rope", {}), dict):
                 example = "write `rope:` and below it, indented, `base: 10000`"
-                raise BadInput(f"model.rope is {rope!r} and not a section of options: {example}")
-            super().__call__(parser, namespace, value, option_string)
+                raise BadInput(f"model.rope is {rope or repr(rope)} and not a section of options: {example}")
+            namespace.update(parser.parse_object(sections, defaults=False))
         except BadInput as error:
             raise BadInput(f"--config {value}: {error}") from error

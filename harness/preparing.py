@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -94,26 +95,62 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
         settings["tokenizer"] = digest(Path(config.tokenizer))
     depends_on = [FORMAT, settings, identity, importlib.metadata.version("tokenizers")]
     folder = Path(config.cache, hash_of(depends_on)[:20])
-    with contextlib.ExitStack() as held:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(f"{folder}.lock"))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            what = f"cannot be written ({error.strerror}): name another folder with --data.cache"
-            raise BadInput(f"--data.cache {config.cache!r} {what}") from error
+    lock, libraries = Path(f"{folder}.lock"), Path(config.cache, "datasets")
+    own = missing(lock, libraries)
+    with gone_if_refused(missing(*folder.parents)), locked(lock, config), gone_if_refused(missing(folder) + own):
         if damage := find_damage(folder):
             if folder.exists():
                 print(f"warning: prepared corpus {folder}: {damage}; preparing it again", file=sys.stderr)
             prepare(config, read_source(config, kind, files), folder)
-    sizes = json.loads((folder / "manifest.json").read_text())["splits"]
-    split = min(SPLITS, key=lambda name: sizes[name]["tokens"])
-    if (n := sizes[split]["tokens"]) < seq_len + 1:
-        what = f"its {split} split has {n} tokens and one window needs {seq_len + 1}"
-        fix = f"use a longer text{f' or --model.seq_len {n - 1}' if n > 1 else ''}"
-        raise BadInput(f"--data.corpus {config.corpus!r} is too short: {what}: {fix}")
+        sizes = json.loads((folder / "manifest.json").read_text())["splits"]
+        split = min(SPLITS, key=lambda name: sizes[name]["tokens"])
+        if (n := sizes[split]["tokens"]) < seq_len + 1:
+            what = f"its {split} split has {n} tokens and one window needs {seq_len + 1}"
+            fix = f"use a longer text{f' or --model.seq_len {n - 1}' if n > 1 else ''}"
+            raise BadInput(f"--data.corpus {config.corpus!r} is too short: {what}: {fix}")
     return folder
+
+
+def missing(*paths: Path) -> list[Path]:
+    """Those of these paths where there is nothing yet."""
+    return [path for path in paths if not os.path.lexists(path)]
+
+
+@contextlib.contextmanager
+def gone_if_refused(made: list[Path]) -> Iterator[None]:
+    """If what is done within is refused, remove what it made: files, prepared corpora, and cache folders now empty."""
+    try:
+        yield
+    except BadInput:
+        for path in made:
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    path.unlink()
+                elif (path / "manifest.json").exists() or path.name == "datasets":
+                    shutil.rmtree(path)
+                else:
+                    path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def locked(lock: Path, config: DataConfig) -> Iterator[None]:
+    """Hold the lock of one prepared corpus, in a cache that is made if it is not there."""
+    with contextlib.ExitStack() as held:
+        for again in (True, True, False):
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(lock))
+                break
+            except (OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and again:  # who made the cache was refused, and removed it
+                    continue
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                why = getattr(error, "strerror", None) or error
+                what = f"cannot be written ({why}): name another folder with --data.cache"
+                raise BadInput(f"--data.cache {config.cache!r} {what}") from error
+        yield
 
 
 def prepare(config: DataConfig, texts: Texts, folder: Path) -> None:

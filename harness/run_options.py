@@ -21,6 +21,7 @@ from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_oth
 from model import ModelConfig
 from positions import SCHEMES
 
+NAME_BYTES = 255  # of a file's or folder's name, on all common file systems
 Share = Annotated[float, Field(ge=0, le=1)]
 ESSENTIAL = {  # what `--help` shows
     *("data.corpus", "data.tokenizer", "data.vocab_size", "model.position", "model.d_model", "model.n_layer"),
@@ -117,6 +118,10 @@ class RunConfig:
             raise ValueError("run.out '' must name a folder")
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ValueError(f"run.name {self.name!r} must be a plain name; --run.out takes a path")
+        for option, path in (("name", self.name), ("out", self.out)):  # else the folders above it would be made first
+            for name in Path(path or "").parts:
+                if (n := len(name.encode(errors="replace"))) > NAME_BYTES:
+                    raise ValueError(f"run.{option} {name!r} has {n} bytes: a name has {NAME_BYTES} at most")
         if self.resume and self.overwrite:
             raise ValueError("run.resume true and run.overwrite true: a run can go on or be replaced, choose one")
         if self.extend_learned and not self.init_from:
@@ -168,14 +173,15 @@ def parse_run(
             warnings.warn(f"{text}, and --model.seq_len is {asked.model.seq_len}: give one", stacklevel=2)
     try:
         made = parser.instantiate(asked)
+        name = made.run.name or (name_tuned_run(old, made.model) if old else made.model.position)
+        run = replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
     except ValueError as error:
         raise BadInput(parser.explain(error)) from error
     for name, scheme in SCHEMES.items():
         used = schemes or [made.model.position]
         if scheme.Options and name not in used and getattr(made.model, name) != scheme.Options():
             warnings.warn(f"--model.{name}.* has no effect on {', '.join(used)}", stacklevel=2)
-    name = made.run.name or (name_tuned_run(old, made.model) if old else made.model.position)
-    return asked, made.data, made.model, replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
+    return asked, made.data, made.model, run
 
 
 def parse_explicit(argv: list[str] | None, parser: Parser) -> Any:

@@ -26,12 +26,14 @@ import evaluate
 import generate
 import train
 from harness.messages import BadInput
-from harness.run_options import make_run_parser, parse_run
+from harness.run_options import make_run_parser, parse_explicit, parse_run
 
 MAIN = {
     **{"train": train.main, "compare": compare.main, "generate": generate.main, "evaluate": evaluate.main},
     **{name: import_module(f"experiments.{name}").main for name in ("lengths", "pairs", "publish", "sweeps")},
 }
+
+LONG = "é" * 200  # a name that is short enough in characters, and not in bytes
 
 # script | flags | what the line must say: first what is wrong, by flag or file and value; last what would do
 TABLE = r"""
@@ -346,7 +348,11 @@ train | --run.out locked                     | --run.out locked; Is a directory;
 train | --run.out loop                       | --run.out loop; name a folder
 train | --data.corpus loop                   | --data.corpus 'loop'; no such file; use kjv
 train | --data.corpus gone.txt               | --data.corpus 'gone.txt'; no such file; use kjv
-train | --data.corpus /dev/null              | --data.corpus '/dev/null'; empty; name another
+train | --data.corpus fifo                   | --data.corpus 'fifo'; a pipe or a device; copy it to a file
+train | --data.corpus 'pipes/*'              | --data.corpus 'pipes/b.txt'; a pipe or a device; name others
+train | --data.corpus 'pipes/**'             | --data.corpus 'pipes/b.txt'; a pipe or a device; name others
+train | --data.tokenizer fifo                | --data.tokenizer 'fifo'; use bpe
+train | --data.corpus escape.jsonl           | --data.column 'text'; \x1b[31mred; name one
 train | --data.corpus missing.jsonl          | --data.corpus 'missing.jsonl'; too short; use a longer text
 train | --data.corpus numbers.jsonl          | --data.column 'text'; int; name another
 train | --data.corpus nulls.jsonl            | --data.corpus 'nulls.jsonl'; empty; name another
@@ -415,6 +421,8 @@ pairs | --d_head 0                            | --d_head 0; at least 2
 pairs | --d_head 3                            | 3 wide; pairs; change
 pairs | --d_head 99999999999998               | --d_head 99999999999998; at most 65536
 pairs | --length 0                            | --length 0; at least 1
+pairs | --length 10000000000000             | --length 10000000000000; at most 1000000000000
+pairs | --rope good.yaml                      | --rope good.yaml; --rope.NAME VALUE
 pairs | --length many                         | --length many; a valid integer
 pairs | --rope.base .nan                      | --rope.base nan; a number
 pairs | --rope.scaling yarn                   | --rope.scaling yarn; rope.factor; give it too
@@ -425,6 +433,46 @@ lengths | --measur false                      | --measur; did you mean --measure
 publish |                                    | runs/compare is not the folder of a comparison; name one
 publish | foreign                            | foreign is not the folder of a comparison; name one
 publish | no_summary                         | no_summary/summary.json is damaged; make it again
+train | --run.steps 1:30                     | --run.steps 1:30; a whole number
+train | --run.steps 0x10                     | --run.steps 0x10; a whole number
+train | --run.steps 0b11                     | --run.steps 0b11; a whole number
+train | --run.steps 1_000                    | --run.steps 1_000; a whole number
+train | --run.learning_rate 1:30.5           | --run.learning_rate 1:30.5; a number
+train | --run.save_every 10000000000000      | --run.save_every 10000000000000; at most
+train | --model.rope.short_factor '[0x10]'   | --model.rope.short_factor ['0x10']; a valid number
+train | --model.rope.short_factor '[&a 1, *a]' | --model.rope.short_factor [&a 1, *a]; list[float]
+train | --config base60.yaml                 | --config base60.yaml; --run.steps 1:30; a whole number
+train | --config hex.yaml                    | --config hex.yaml; --run.steps 0x10; a whole number
+train | --config underscore.yaml             | --config underscore.yaml; --run.steps 1_000; a whole number
+train | --config digits.yaml                 | --config digits.yaml; 6000 digits; write a smaller one
+train | --config tag.yaml                    | --config tag.yaml; int; write the value without it
+train | --config wrong_tag.yaml              | --config wrong_tag.yaml; bool; write the value without it
+train | --config large.yaml                  | --config large.yaml; 1,048,576; name a YAML file
+train | --config fifo                        | --config fifo; not a file; name a YAML file
+train | --config other_file.yaml             | --config other_file.yaml; model is good.yaml; write `model:`
+train | --config inner_file.yaml             | --config inner_file.yaml; --model.sinusoidal good.yaml; NAME VALUE
+train | --config config_in_config.yaml       | --config config_in_config.yaml; command line only; leave it out
+train | --config class_path.yaml             | --config class_path.yaml; model.class_path; is not an option
+train | --config escape.yaml                 | --config escape.yaml; \x1b[31m
+train | --model good.yaml                    | --model good.yaml; --model.NAME VALUE
+train | --model '{d_model: 16}'              | --model {d_model: 16}; --model.NAME VALUE
+train | --model.rope fifo                    | --model.rope fifo; --model.rope.NAME VALUE
+train | --model.sinusoidal fifo              | --model.sinusoidal fifo; --model.sinusoidal.NAME VALUE
+train | --data fifo                          | --data fifo; --data.NAME VALUE
+train | --run fifo                           | --run fifo; --run.NAME VALUE
+compare | --model fifo                       | --model fifo; --model.NAME VALUE
+compare | --slurm fifo                       | --slurm fifo; --slurm.NAME VALUE
+generate | rope --rope fifo                  | --rope fifo; --rope.NAME VALUE
+evaluate | rope --rope fifo                  | --rope fifo; --rope.NAME VALUE
+generate | rope --samples 1000000            | --samples 1000000; at most 1024
+generate | rope --tokens 1000001             | --tokens 1000001; at most 1000000
+train | --run.name LONG --run.out null | --run.name; 400 bytes; 255 at most
+train | --run.out new/LONG/run | --run.out; 400 bytes; 255 at most
+train | --data.cache made/LONG | --data.cache; too long; name another folder
+train | --data.corpus short.txt --data.cache made/below | --data.corpus 'short.txt'; too short
+train | --data.corpus empty.txt --data.cache made/below | --data.corpus 'empty.txt'; empty
+train | --data.corpus numbers.jsonl --data.cache made   | --data.column 'text'; int; name another
+compare | --data.corpus short.txt --data.cache made     | --data.corpus 'short.txt'; too short
 sweeps | --run.steps 0                        | --run.steps 0; at least 1
 sweeps | --bogus                              | --bogus; did you mean
 """
@@ -498,9 +546,26 @@ def place(tmp_path_factory, corpus_file, finished) -> Path:
         "null_section.yaml": "model: 3\n",
         "start.yaml": "run:\n  init_from: nowhere\n",
         "good.yaml": "model:\n  position: alibi\n",
+        "base60.yaml": "run:\n  steps: 1:30\n",
+        "hex.yaml": "run:\n  steps: 0x10\n",
+        "underscore.yaml": "run:\n  steps: 1_000\n",
+        "digits.yaml": f"run:\n  steps: {'1' * 6000}\n",
+        "tag.yaml": "run:\n  steps: !!int 1:30\n",
+        "wrong_tag.yaml": "run:\n  resume: !!bool perhaps\n",
+        "large.yaml": "#" * (1 << 20) + "\n",
+        "other_file.yaml": "model: good.yaml\n",
+        "inner_file.yaml": "model:\n  sinusoidal: good.yaml\n",
+        "config_in_config.yaml": "config: good.yaml\n",
+        "class_path.yaml": "model:\n  class_path: this.s\n",
+        "escape.yaml": 'run:\n  "\\e[31m": 1\n',
+        "escape.jsonl": '{"\\u001b[31mred": "hello"}\n',
     }
     for name, content in texts.items():
         (folder / name).write_text(content)
+    (folder / "pipes").mkdir()
+    (folder / "pipes" / "a.txt").write_text("a text\n" * 300)
+    for name in ("fifo", "pipes/b.txt"):
+        os.mkfifo(folder / name)
     (folder / "latin1.txt").write_bytes("caf\xe9 ".encode("latin-1") * 500)
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     pq.write_table(pa.table({"text": ["hello"] * 300}), folder / "rows.parquet")
@@ -525,7 +590,7 @@ def test_bad_input_gets_one_line_that_names_it_and_leaves_nothing(
     base = ["--schemes", "rope", "--jobs", "1", "--out", "new"] if script == "compare" else ["--run.out", "new"]
     base = [] if script not in ("train", "compare") else [*small, "--data.corpus", "tiny.txt", *base]
     try:
-        outcome = at_the_shell(MAIN[script], [*base, *shlex.split(flags)])
+        outcome = at_the_shell(MAIN[script], [*base, *shlex.split(flags.replace("LONG", LONG))])
     finally:
         made = listing(place).items() - before.items()
         for path in sorted((Path(path) for path, _ in made if path not in before), reverse=True):
@@ -539,6 +604,7 @@ def test_bad_input_gets_one_line_that_names_it_and_leaves_nothing(
     for word in words.split("; "):
         assert word in lines[0]
     assert "<class" not in lines[0]
+    assert lines[0].isprintable()
 
 
 def unreachable(monkeypatch) -> None:
@@ -552,6 +618,71 @@ def test_the_table_is_read_whole():
     assert len(ROWS) >= 120
     assert {row[0] for row in ROWS} == set(MAIN)
     assert all(len(row) == 3 and len(row[2].split("; ")) >= 2 for row in ROWS)  # the culprit and the remedy
+
+
+PATHS = [
+    *(("train", f"--{name}") for name in ("data.corpus", "data.tokenizer", "data.cache", "run.out", "run.name")),
+    *(("train", "--run.init_from"), ("train", "--config"), ("train", "--plugin"), ("compare", "--out")),
+    *(("generate", ""), ("evaluate", ""), ("evaluate", "rope --out"), ("evaluate", "rope --picture"), ("publish", "")),
+]
+
+
+@pytest.mark.parametrize(("script", "flag"), PATHS, ids=[" ".join(case) for case in PATHS])
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"], ids=["a NUL", "half a character"])
+def test_a_path_that_cannot_be_one_is_refused(place, monkeypatch, at_the_shell, script, flag, name):
+    monkeypatch.chdir(place)
+    before = listing(place)
+    outcome = at_the_shell(MAIN[script], [*flag.split(), name])
+    (line,) = outcome.err.splitlines()
+    assert outcome.code == 2
+    assert repr(name).strip("'") in line
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize("name", ["cache", "out", "name", "init_from"])
+def test_a_config_files_path_that_cannot_be_one_is_refused(tmp_path, at_the_shell, name):
+    section = "data" if name == "cache" else "run"
+    (tmp_path / "nul.yaml").write_text(f'{section}:\n  {name}: "a\\0b"\n')
+    outcome = at_the_shell(train.main, ["--config", str(tmp_path / "nul.yaml")])
+    (line,) = outcome.err.splitlines()
+    assert outcome.code == 2
+    assert f"--{section}.{name} 'a\\x00b'" in line
+
+
+def test_a_number_of_thousands_of_digits_is_one_line_and_not_all_of_it(at_the_shell):
+    outcome = at_the_shell(train.main, ["--run.steps", "1" * 6000])
+    (line,) = outcome.err.splitlines()
+    assert outcome.code == 2
+    assert "--run.steps 1111" in line
+    assert "a whole number" in line
+    assert len(line) < 1200
+
+
+NUMBERS = [  # option, how it is written, what it means
+    ("run.steps", "010", 10),
+    ("run.steps", "+7", 7),
+    ("run.learning_rate", "1e-3", 0.001),
+    ("run.learning_rate", "2E-3", 0.002),
+    ("run.learning_rate", "1", 1.0),
+    ("run.learning_rate", ".5", 0.5),
+    ("run.learning_rate", ".5e-1", 0.05),
+    ("run.warmup", "0.", 0.0),
+    ("run.name", "010", "010"),
+    ("run.name", "1e5", "1e5"),
+    ("run.name", "1:30", "1:30"),
+    ("run.name", "2001-99-99", "2001-99-99"),
+    ("model.rope.long_factor", "[010, 1e0, .5]", [10.0, 1.0, 0.5]),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "meant"), NUMBERS, ids=[f"{name} {text}" for name, text, _ in NUMBERS])
+def test_a_number_means_the_same_in_a_file_and_on_the_command_line(tmp_path, name, written, meant):
+    *sections, last = name.split(".")
+    lines = [f"{'  ' * depth}{section}:" for depth, section in enumerate(sections)]
+    (tmp_path / "a.yaml").write_text("\n".join([*lines, f"{'  ' * len(sections)}{last}: {written}\n"]))
+    for argv in ([f"--{name}", written], ["--config", str(tmp_path / "a.yaml")]):
+        found = parse_explicit(argv, make_run_parser("train.py", ""))[name]
+        assert (found, type(found)) == (meant, type(meant))
 
 
 def test_more_threads_than_a_machine_can_start_are_bad_input():

@@ -1,6 +1,7 @@
 """python -m pytest tests/test_corpora.py"""
 
 import dataclasses
+import glob
 import json
 import re
 from pathlib import Path
@@ -134,6 +135,41 @@ def test_the_file_of_a_glob_that_is_not_utf8_is_named_with_its_own_offset(tmp_pa
     write(tmp_path / "b.txt", "文".encode() * 11 + b"\xff" + b"x" * 50)
     with pytest.raises(BadInput, match=r"b\.txt' is not UTF-8 at byte 33"):
         load_corpus(tmp_path, str(tmp_path / "*.txt"))
+
+
+def test_each_real_file_is_read_once_whatever_links_lead_to_it(tmp_path):
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    (tmp_path / "d" / ".hidden").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("d/b.txt", "d/deep/a.txt", "d/.hidden/no.txt", "elsewhere/c.txt"):
+        write(tmp_path / name, f"{name} " * 200)
+    for name, target in (("d/up", "."), ("d/deep/top", ".."), ("d/aside", "../elsewhere"), ("d/z.txt", "b.txt")):
+        (tmp_path / name).symlink_to(target)
+    cases = {
+        "d/**": ["d/aside/c.txt", "d/b.txt", "d/deep/a.txt"],
+        "d/**/*.txt": ["d/aside/c.txt", "d/b.txt", "d/deep/a.txt"],
+        "**/a.txt": ["d/deep/a.txt"],
+        "d/**/deep/**/*.txt": ["d/deep/a.txt", "d/aside/c.txt", "d/b.txt"],
+        "d/*.txt": ["d/b.txt"],
+        "d/[z].txt": ["d/z.txt"],
+        "d/z.txt": ["d/z.txt"],
+    }
+    for pattern, expected in cases.items():
+        found = [path.resolve() for path in corpora.find_files(str(tmp_path / pattern))]
+        assert found == [(tmp_path / name).resolve() for name in expected], pattern
+    corpus = load_corpus(tmp_path, str(tmp_path / "d" / "**"))
+    whole = "".join(text_of(corpus, split) for split in preparing.SPLITS)
+    assert whole.count("<|endoftext|>") == 3
+
+
+def test_a_glob_in_the_current_folder_finds_what_globs_find(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    for name in ("a.txt", "d/b.txt"):
+        write(tmp_path / name, "text")
+    for pattern in ("**", "**/*.txt", "*/**", "d/**", "**/d/*", "./**/b.txt", "*.txt"):
+        expected = [Path(name).resolve() for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+        assert sorted(path.resolve() for path in corpora.find_files(pattern)) == expected, pattern
 
 
 def test_a_misspelt_kjv_is_set_right_without_asking_the_hub(tmp_path, monkeypatch):

@@ -118,6 +118,16 @@ def test_a_library_that_is_not_there_is_named_with_the_python_that_lacks_it(at_t
     assert sys.executable in outcome.err
 
 
+@pytest.mark.parametrize("error", [BadInput, messages.RunFailed, lambda name: OSError(2, "No such file", name)])
+def test_what_would_command_a_terminal_is_shown_by_its_escape_and_letters_as_they_are(at_the_shell, error):
+    def main(argv):
+        raise error("é文 \x1b[31m\a\x9b\u202e\x7f\r\n end")
+
+    outcome = at_the_shell(main, [])
+    assert outcome.err.endswith("é文 \\x1b[31m\\x07\\x9b\\u202e\\x7f\\r\\n end\n")
+    assert outcome.err[:-1].isprintable()
+
+
 def test_an_error_of_the_system_that_nobody_foresaw_is_a_line(at_the_shell):
     def main(argv):
         raise OSError(27, "File too large", "corpus.bin")

@@ -201,6 +201,49 @@ def test_no_space_left_is_told_as_it_is_and_leaves_nothing_half_made(tmp_path, m
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("before", ["nothing", "the cache", "a lock", "another corpus"])
+def test_a_corpus_that_is_refused_leaves_the_cache_as_it_was(tmp_path, before):
+    cache = tmp_path / "made" / "cache"
+    source = write(tmp_path / "short.txt", "too short")
+    if before != "nothing":
+        cache.mkdir(parents=True)
+    if before == "a lock":
+        with pytest.raises(BadInput, match="too short"):
+            load_corpus(tmp_path, source, cache=str(cache))
+        (cache / "other.lock").touch()
+    if before == "another corpus":
+        load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300)), cache=str(cache))
+    there = sorted(tmp_path.rglob("*"))
+    for name, content in (("short.txt", "too short"), ("empty.txt", ""), ("a.jsonl", '{"text": 3}\n')):
+        write(tmp_path / name, content)
+        with pytest.raises(BadInput):
+            load_corpus(tmp_path, str(tmp_path / name), cache=str(cache))
+        (tmp_path / name).unlink()
+    assert sorted(tmp_path.rglob("*")) == [path for path in there if path.name != "short.txt"]
+
+
+def test_a_prepared_corpus_stays_when_only_a_longer_window_is_refused(tmp_path, builds):
+    source = write(tmp_path / "a.txt", prose(300))
+    load_corpus(tmp_path, source)
+    with pytest.raises(BadInput, match="too short"):
+        load_corpus(tmp_path, source, seq_len=100_000)
+    load_corpus(tmp_path, source)
+    assert len(builds) == 1
+
+
+def test_who_waits_for_a_cache_that_is_removed_makes_it_again(tmp_path, monkeypatch):
+    class Lock(preparing.FileLock):
+        def acquire(self, *arguments, **options):
+            if not waited:
+                waited.append(True)
+                (tmp_path / "cache").rmdir()
+            return super().acquire(*arguments, **options)
+
+    waited = []
+    monkeypatch.setattr(preparing, "FileLock", Lock)
+    assert load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300))).tokens("train").size
+
+
 def test_preparing_is_silent_when_it_is_quick(tmp_path, capfd):
     load_corpus(tmp_path, write(tmp_path / "a.txt", prose(300)))
     assert capfd.readouterr() == ("", "")
