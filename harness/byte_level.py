@@ -46,25 +46,25 @@ def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str]) -> Tokenize
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """`read_tokenizer` of the path that --data.tokenizer names; whatever is wrong with it is BadInput."""
+    """`parse_tokenizer` of the path that --data.tokenizer names; whatever is wrong with it is BadInput."""
     name = f"--data.tokenizer {str(path)!r}"
     if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to be one
         suggestion = nearest(str(path), ["bpe", "bytes"])
         raise BadInput(f"{name} is no file{suggestion or '; use bpe, bytes or the path of a tokenizer.json'}")
     try:
-        return read_tokenizer(path)
+        return parse_tokenizer(Path(path).read_bytes())
     except ValueError as error:
         raise BadInput(f"{name} {error}: use bpe or bytes, or another tokenizer.json") from error
 
 
-def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer.json, this project's or another, to which the text of a special token is ordinary text.
+def parse_tokenizer(content: bytes) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, this project's or another; special tokens' text is ordinary text to it.
 
     Raises:
         ValueError: no tokenizer, not byte-level, no end of text, or not exact.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare exceptions
         raise ValueError(f"is not a file of the tokenizers library ({error})") from error
     tokenizer.encode_special_tokens = True  # not kept in the file

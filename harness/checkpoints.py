@@ -3,36 +3,98 @@
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load, save
+from typing_extensions import TypedDict
 
 from harness.messages import BadInput
+from harness.opening import Damaged, parse_json, read_inside
 from harness.processes import shard_like
+from harness.ranges import AtLeast1
 from model import Transformer
 
 
-class Damaged(ValueError):
-    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
+class State(TypedDict):
+    """How far a run got, as harness/run.py's `begin` makes it; it has more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    step: Annotated[int, Field(ge=0)]
+    steps: AtLeast1
+    skipped: NotRequired[Annotated[int, Field(ge=0)]]
+    batches_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    seconds: float
+    looked: NotRequired[float]
+    best: NotRequired["Best"]
+    wandb_id: NotRequired[str | None]
+    run_id: NotRequired[str]
+    data_sha256: str
+    shared_init_sha256: str
+    precision: Literal["fp32", "bf16"]
+
+
+class Best(TypedDict):
+    """The evaluation with the lowest loss so far."""
+
+    step: Annotated[int, Field(ge=0)]
+    loss: float
+
+
+class Sum(TypedDict):
+    """What a manifest says of a file."""
+
+    sha256: str
+    size: Annotated[int, Field(ge=0)]
+
+
+class Manifest(TypedDict):
+    """What manifest.json says of a checkpoint."""
+
+    step: Annotated[int, Field(ge=0)]
+    files: dict[Literal["model.safetensors", "optimizer.pt", "config.yaml"], Sum]
+    sha256: str
+
+
+MANIFEST, STATE = TypeAdapter(Manifest), TypeAdapter(State)
 
 
 @dataclass
 class Checkpoint:
     """A run after some steps, with whole tensors on the CPU."""
 
-    state: dict[str, Any]  # how far it got: see harness/run.py's `begin`
+    state: dict[str, Any]  # how far it got: a `State`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, dict[str, torch.Tensor]]  # by the parameter's name
+    config: bytes = b""  # the run's config.yaml at that time
 
-    def pack(self, config: bytes) -> dict[str, bytes]:
-        """The files of the checkpoint, content by name. The content of config.yaml is passed in."""
+    def find_misfit(self, model: Transformer) -> str | None:
+        """The first tensor that this model, or AdamW of it, could not have; None if all fit."""
+
+        def describe(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+            return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+        parameters, count = dict(model.named_parameters()), (torch.Size(), torch.float32)
+        pairs = [("model.safetensors", describe(model.state_dict()), describe(self.weights))]
+        for name, kept in self.optimizer.items():
+            like = describe(dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])) if name in parameters else {}
+            pairs.append((f"optimizer.pt, {name}", like | {"step": count}, describe(kept)))
+        for where, wanted, found in pairs:
+            for name in wanted.keys() | found.keys():
+                if wanted.get(name) != found.get(name):
+                    return f"{where}: {name} is {found.get(name, 'not there')}, not {wanted.get(name, 'to be there')}"
+        return None
+
+    def pack(self) -> dict[str, bytes]:
+        """The files of the checkpoint, content by name."""
         buffer = io.BytesIO()
         torch.save({"state": self.state, "optimizer": self.optimizer}, buffer)
-        files = {"model.safetensors": save(self.weights), "optimizer.pt": buffer.getvalue(), "config.yaml": config}
+        files = {"model.safetensors": save(self.weights), "optimizer.pt": buffer.getvalue(), "config.yaml": self.config}
         sums = {name: {"sha256": sha256(content).hexdigest(), "size": len(content)} for name, content in files.items()}
         return {**files, "manifest.json": seal({"step": self.state["step"], "files": sums})}
 
@@ -57,27 +119,34 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         Damaged: if a file is missing, is not what was written, or holds more than tensors, numbers and texts.
     """
+    run_folder, place = folder.parent.parent, f"{folder.parent.name}/{folder.name}"
     file = folder / "manifest.json"
     try:
-        sealed = file.read_bytes()
-        manifest = json.loads(sealed)
+        sealed = read_inside(run_folder, f"{place}/manifest.json")
+        manifest = parse_json(MANIFEST, sealed, file)
         if seal({name: value for name, value in manifest.items() if name != "sha256"}) != sealed:
             raise ValueError("it does not have its own sha256")
         contents = {}
         for name, expected in manifest["files"].items():
             file = folder / name
-            content = contents[name] = file.read_bytes()
+            content = contents[name] = read_inside(run_folder, f"{place}/{name}")
             if len(content) != expected["size"]:
                 raise ValueError(f"it has {len(content)} of {expected['size']} bytes")
             if sha256(content).hexdigest() != expected["sha256"]:
                 raise ValueError("its sha256 is not the one in manifest.json")
         file = folder / "optimizer.pt"
         rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
+        state, optimizer = STATE.validate_python(rest["state"], strict=True), rest["optimizer"]
+        for kept in optimizer.values():
+            if not all(isinstance(each, torch.Tensor) and each.layout == torch.strided for each in kept.values()):
+                raise ValueError("it holds something else than tensors")
         file = folder / "model.safetensors"
-        found = Checkpoint(rest["state"], load(contents["model.safetensors"]), rest["optimizer"])
+        found = Checkpoint(state, load(contents["model.safetensors"]), optimizer, contents["config.yaml"])
         file = folder
         if f"step-{found.state['step']}" != folder.name:
             raise ValueError(f"it holds step {found.state['step']}")
+    except Damaged:
+        raise
     except FileNotFoundError as error:
         raise Damaged(f"{file} is missing") from error
     except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
@@ -94,11 +163,16 @@ def steps_saved(path: Path) -> list[int]:
     return sorted((int(name[5:]) for name in names if name[5:].isdecimal()), reverse=True)
 
 
-def last_whole(path: Path) -> Checkpoint | None:
-    """The latest undamaged checkpoint of a run, if there is one. Damaged later ones are named on stderr."""
+def last_whole(path: Path, check: Callable[[Path, Checkpoint], None] = lambda *_: None) -> Checkpoint | None:
+    """The latest undamaged checkpoint of a run, if there is one. Damaged later ones are named on stderr.
+
+    `check` is given each that is whole, with its folder, and raises Damaged for one that is another run's.
+    """
     for step in steps_saved(path):
         try:
-            return read_checkpoint(path / "checkpoints" / f"step-{step}")
+            found = read_checkpoint(folder := path / "checkpoints" / f"step-{step}")
+            check(folder, found)
+            return found
         except Damaged as error:
             print(f"{error}; looking for the checkpoint before", file=sys.stderr)
     return None

@@ -24,14 +24,16 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from harness.checkpoints import Checkpoint, Damaged, last_whole, read_checkpoint, steps_saved
+from harness.checkpoints import Checkpoint, last_whole, read_checkpoint, steps_saved
 from harness.files import write_folder_whole, write_whole
 from harness.messages import BadInput
+from harness.opening import Damaged, read_inside
 from harness.plugins import LOADED
 from harness.processes import ALONE, World, gather_tensor
 from harness.ranges import read_section
-from harness.runs import describe_progress, read_metrics, read_result, weights_sha256
+from harness.runs import describe_progress, read_metrics, read_result, read_sections, weights_sha256
 from harness.scalings import as_longrope
 from model import Transformer
 
@@ -55,20 +57,40 @@ def is_aside(path: Path) -> bool:
     return re.fullmatch(rf"\.({'|'.join(map(re.escape, (*FILES, 'config.yaml')))})\.\d+", path.name) is not None
 
 
-def verify_finished(path: Path) -> dict[str, Any] | None:
+def check_own(configs: dict[str, Any], result: dict[str, Any], folder: Path, found: Checkpoint) -> None:
+    """Raise Damaged if a checkpoint, in this folder, is another run's than that of the configs and of result.json.
+
+    A run draws an id when it begins, which its checkpoints have. Earlier versions drew none: then the config decides.
+    """
+    if (mine := result.get("run_id")) and (its := found.state.get("run_id")) != mine:
+        raise Damaged(f"{folder} is a checkpoint of another run, {its or 'an earlier one'}, not of {mine}")
+    try:
+        differences = compare_sections(read_sections(found.config), configs)
+    except Exception as error:  # each library has errors of its own, and all of them mean the same here
+        raise Damaged(f"{folder / 'config.yaml'} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if differences:
+        raise Damaged(f"{folder} is a checkpoint of another run, with {'; '.join(differences)}")
+
+
+def verify_finished(path: Path, configs: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says of a finished run whose last checkpoint and weights are whole; None if it has to go on."""
     result, steps, damaged = read_result(path), steps_saved(path), {}
     if result.get("status") != "finished":
         return None
     for step in steps:
         try:
-            read_checkpoint(path / "checkpoints" / f"step-{step}")
+            folder = path / "checkpoints" / f"step-{step}"
+            check_own(configs, result, folder, read_checkpoint(folder))
         except Damaged as error:
             damaged[step] = error
     if steps and steps[0] in damaged:
         return None
     weights = path / "model.safetensors"
-    if not weights.exists() or (found := weights_sha256(path)) != result.get("weights_sha256", found):
+    try:
+        found = weights_sha256(path)
+    except (FileNotFoundError, Damaged):
+        found = None
+    if found is None or found != result.get("weights_sha256", found):
         print(f"{weights} is missing or damaged: making it again", file=sys.stderr)
         return None
     for error in damaged.values():
@@ -85,13 +107,19 @@ def find_differences(path: Path, configs: dict[str, Any], may_differ: dict[str, 
     """
     file = path / "config.yaml"
     try:
-        sections = yaml.safe_load(file.read_text(encoding="utf-8"))
-        # through the dataclass, so that options that came later than the record stand at their defaults
-        recorded = {name: asdict(read_section(type(config), sections[name])) for name, config in configs.items()}
+        return compare_sections(read_sections(read_inside(path, "config.yaml")), configs, may_differ)
     except PermissionError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}): name another folder") from error
     except Exception as error:
         raise BadInput(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def compare_sections(
+    sections: dict[str, Any], configs: dict[str, Any], may_differ: dict[str, set[str]] = MAY_DIFFER
+) -> list[str]:
+    """`find_differences` of the sections of a config.yaml. Raises ValueError if they cannot be used."""
+    # through the dataclass, so that options that came later than the record stand at their defaults
+    recorded = {name: asdict(read_section(type(config), sections[name])) for name, config in configs.items()}
     found = []
     for section, config in configs.items():
         for name, now in asdict(config).items():
@@ -126,6 +154,15 @@ def refuse_taken(configs: dict[str, Any]) -> None:
         raise BadInput(f"--run.out {path} already holds a run ({describe_progress(path)}): {cures}")
 
 
+def refuse_links(path: Path) -> None:
+    """Raise BadInput if a file of a run is a link: what is written or removed there would be elsewhere."""
+    for name in (".lock", "config.yaml", *FILES):
+        if (path / name).is_symlink():
+            raise BadInput(
+                f"--run.out {path}: {name} in it is a link to another place: remove it, or name a new folder"
+            )
+
+
 class RunFolder:
     """The folder of a run that is being trained; no other process may write there meanwhile.
 
@@ -136,26 +173,37 @@ class RunFolder:
         configs: the sections data, model and run, as dataclasses; run says where, and whether to resume or overwrite.
         facts: what a resumed run must share with its checkpoint besides the config, by the name in its state.
         world: the processes of the run.
+        model: the model that a checkpoint must fit.
+
+    Attributes:
+        last: the checkpoint to go on from, None at step 0.
 
     Raises:
         BadInput: if the folder is taken, another process writes there, or it cannot be made.
     """
 
-    def __init__(self, configs: dict[str, Any], facts: dict[str, Any] | None = None, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        configs: dict[str, Any],
+        facts: dict[str, Any] | None = None,
+        world: World = ALONE,
+        model: Transformer | None = None,
+    ) -> None:
         self.path, self.world = Path(configs["run"].out), world
-        self.last: Checkpoint | None = world.lead(self.take, configs, facts or {})  # to go on from, None at step 0
+        self.last: Checkpoint | None = world.lead(self.take, configs, facts or {}, model)  # None at step 0
         self.saved = self.last.state["step"] if self.last else 0  # the step of the last checkpoint
 
-    def take(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
+    def take(self, configs: dict[str, Any], facts: dict[str, Any], model: Transformer | None) -> Checkpoint | None:
         """Lock the folder, prepare it, and return the checkpoint to go on from."""
         refuse_taken(configs)
+        refuse_links(self.path)
         # no stand-in where the file system has no locks: that would be a file that outlives its owner
         self.lock = FileLock(self.path / ".lock", timeout=0, fallback_to_soft=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
             refuse_taken(configs)  # again, now that nobody else writes
-            return self.prepare(configs, facts)
+            return self.prepare(configs, facts, model)
         except BaseException as error:
             self.lock.release()
             if not isinstance(error, OSError) or error.errno in NO_ROOM:
@@ -165,11 +213,18 @@ class RunFolder:
                 what = "is being written by another process: wait until that has ended, or choose another --run.name"
             raise BadInput(f"--run.out {self.path} {what}") from error
 
-    def prepare(self, configs: dict[str, Any], facts: dict[str, Any]) -> Checkpoint | None:
+    def prepare(self, configs: dict[str, Any], facts: dict[str, Any], model: Transformer | None) -> Checkpoint | None:
         """Put the folder back to its last whole checkpoint, and return that; without one, remove the old run."""
         last = None
         if configs["run"].resume and (self.path / "config.yaml").exists():
-            last = last_whole(self.path)
+            result = read_result(self.path)
+
+            def check(folder: Path, found: Checkpoint) -> None:
+                check_own(configs, result, folder, found)
+                if model is not None and (misfit := found.find_misfit(model)):
+                    raise Damaged(f"{folder} is damaged: {misfit}")
+
+            last = last_whole(self.path, check)
             for name, now in facts.items() if last else ():
                 if (was := last.state[name]) != now:
                     raise BadInput(f"--run.resume true: {self.path} was started with {name} {was}, not {now}")
@@ -238,7 +293,7 @@ class RunFolder:
         weights = self.gather_on_rank_0(model.state_dict())
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in optimizer.state}
         kept = {name: self.gather_on_rank_0(optimizer.state[parameter]) for name, parameter in parameters.items()}
-        self.world.lead(self.write, Checkpoint(state, weights, kept))
+        self.world.lead(self.write, state, weights, kept)
         self.saved = state["step"]
 
     def gather_on_rank_0(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -246,15 +301,15 @@ class RunFolder:
         whole = ((name, gather_tensor(tensor.detach())) for name, tensor in tensors.items())
         return {name: tensor.cpu().contiguous() for name, tensor in whole if self.world.leads}
 
-    def write(self, now: Checkpoint) -> None:
+    def write(self, state: dict[str, Any], weights: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
         """Write a checkpoint, and then remove those that are no longer kept."""
-        step = now.state["step"]
-        now.state["metrics_sha256"] = self.logged.hexdigest()
-        files = now.pack((self.path / "config.yaml").read_bytes())
+        step = state["step"]
+        state["metrics_sha256"] = self.logged.hexdigest()
+        files = Checkpoint(state, weights, kept, read_inside(self.path, "config.yaml")).pack()
         os.fsync(self.metrics.fileno())  # the events up to here must outlive a power cut if the checkpoint does
         self.remove(step)  # a damaged one, which was not gone on from
         write_folder_whole(self.path / "checkpoints" / f"step-{step}", files)
-        best = (now.state.get("best") or {}).get("step")
+        best = (state.get("best") or {}).get("step")
         self.remove(*set(steps_saved(self.path)).difference((step, self.saved, best)))
 
     def remove(self, *steps: int) -> None:

@@ -6,6 +6,7 @@ A `Run` is all that train.py holds of the harness; its function `train` shows in
 import math
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -72,7 +73,7 @@ class Run:
             if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
                 raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")
         refuse_taken(self.configs)
-        return verify_finished(out) if self.config.resume else None
+        return verify_finished(out, self.configs) if self.config.resume else None
 
     def choose_device(self) -> tuple[torch.device, str, devices.Autocast]:
         """This process's device, its precision there, and what makes the context of a forward pass."""
@@ -118,11 +119,11 @@ class Run:
         A run that was told to stop has finished its step and saved when KeyboardInterrupt or SystemExit is raised.
         """
         config = self.config
-        self.folder = RunFolder(self.configs, self.facts, self.world)
+        self.folder = RunFolder(self.configs, self.facts, self.world, self.bare)
         several = {"processes": self.world.size, "rows_by_rank": self.world.shares(config.batch_size)}
         self.ranks = several if self.world.size > 1 else {}
         self.state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0}
-        self.state |= {"looked": 0.0, **self.facts}
+        self.state |= {"looked": 0.0, "run_id": uuid.uuid4().hex, **self.facts}
         if self.old:
             self.state |= {"init_from": str(self.old.path), "init_from_sha256": weights_sha256(self.old.path)}
         if self.folder.last:
@@ -187,7 +188,8 @@ class Run:
         if math.isfinite(loss) and math.isfinite(norm):
             return True
         if self.config.on_nan == "stop":
-            self.folder.log(step + 1, "train", loss=loss, grad_norm=norm)
+            seconds = time.perf_counter() - self.began
+            self.folder.log(step + 1, "train", loss=loss, grad_norm=norm, seconds=seconds)
             self.world.end(RunFailed(progress.describe_bad_step(self, step, loss, norm)))
         self.state["skipped"] += 1
         tqdm.write(f"  step {step + 1:>5}  skipped: the loss is {loss:g} and the gradient's norm {norm:g}")

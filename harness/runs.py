@@ -7,41 +7,128 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Required, TypeVar
 
 import yaml
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load
 from tokenizers import Tokenizer
+from typing_extensions import TypedDict
 
-from harness.byte_level import read_tokenizer
+from harness.byte_level import parse_tokenizer
 from harness.corpora import DataConfig
 from harness.messages import BadInput
+from harness.opening import Damaged, open_inside, parse_json, read_inside
+from harness.options import PlainLoader
 from harness.plugins import load_plugins
-from harness.ranges import explain, read_section
+from harness.ranges import AtLeast1, Seed, explain, read_section
 from model import ModelConfig, Transformer
+
+T = TypeVar("T")
+
+
+class Result(TypedDict, total=False):
+    """What result.json may say, as far as anything of ours reads it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    status: Required[Literal["running", "finished", "interrupted", "failed"]]
+    step: Annotated[int, Field(ge=0)]
+    steps: AtLeast1
+    run_id: str
+    parameters: int
+    position_parameters: int
+    val_loss: float
+    bits_per_byte: float | None
+    test_loss: float
+    seconds: float | None
+    tokens_per_second: float | None
+    weights_sha256: str
+    data_sha256: str
+    batches_sha256: str
+    shared_init_sha256: str
+    precision: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+class Event(TypedDict):
+    """A line of metrics.jsonl; it has more figures, each a number or null."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    step: Annotated[int, Field(ge=0)]
+    split: Literal["train", "val"]
+    loss: float | None
+
+
+class Accuracy(TypedDict):
+    """A row of accuracy.json; it has more figures."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    task: str
+    length: AtLeast1
+    depth: float | None
+    loss: float | None
+    accuracy: float | None
+    trials: int | None
+    tokens: int | None
+
+
+class Settings(TypedDict):
+    """The section run of a config.yaml, as far as a finished run needs it; it has more options."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    name: str
+    seed: Seed
+    batch_size: AtLeast1
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+RESULT, EVENT, SETTINGS = TypeAdapter(Result), TypeAdapter(Event), TypeAdapter(Settings)
+LENGTHS, ACCURACY = (
+    TypeAdapter(dict[Annotated[str, Field(pattern="^[0-9]+$")], float | None]),
+    TypeAdapter(list[Accuracy]),
+)
+FINISHED = {"step", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"}
+
+
+def read_json(path: Path, name: str, schema: TypeAdapter[T]) -> T | None:
+    """A JSON file of a run; None if it is missing, cannot be read or does not fit its schema."""
+    try:
+        return parse_json(schema, read_inside(path, name), path / name)
+    except (OSError, Damaged):
+        return None
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The content of a run's result.json; empty if the file is missing or cannot be read."""
-    try:
-        content = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """The content of a run's result.json; empty if there is none that can be used."""
+    result = read_json(path, "result.json", RESULT) or {}
+    return {} if result.get("status") == "finished" and not result.keys() >= FINISHED else result
+
+
+def read_lengths(path: Path) -> dict[str, float | None]:
+    """A run's loss by context length, as lengths.json has it; empty if it is not measured."""
+    return read_json(path, "lengths.json", LENGTHS) or {}
 
 
 def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
     """The events in a run's metrics.jsonl, or in its last `tail` bytes; half-written and damaged lines are left out."""
-    log = path / "metrics.jsonl"
-    with contextlib.suppress(FileNotFoundError), open(log, encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(FileNotFoundError, Damaged), open_inside(path, "metrics.jsonl") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()  # the line that was cut
         for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                event = json.loads(line)
-                if isinstance(event["step"], int) and event["split"] in ("train", "val"):
-                    yield event
+            with contextlib.suppress(Damaged):
+                parse_json(EVENT, line, path)
+                yield json.loads(line)  # every figure as it stands there
+
+
+def read_sections(content: bytes) -> dict[str, Any]:
+    """The sections of a config.yaml. Raises ValueError if it has none, or what no config needs, as references."""
+    sections = yaml.load(content.decode(), PlainLoader)
+    if not isinstance(sections, dict) or not all(isinstance(sections.get(n), dict) for n in ("data", "model", "run")):
+        raise ValueError("it has no sections data, model and run")
+    return sections
 
 
 def describe_progress(path: Path) -> str:
@@ -57,7 +144,8 @@ def describe_progress(path: Path) -> str:
 
 def weights_sha256(path: Path) -> str:
     """The hash of a run's weights, its identity."""
-    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    with open_inside(path, "model.safetensors") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass
@@ -84,14 +172,14 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
         raise BadInput(f"{path} has no weights: its run is {how_far}; go on with train.py --run.resume true")
     file = "config.yaml"
     try:
-        sections = yaml.safe_load((path / file).read_text(encoding="utf-8"))
+        sections = read_sections(read_inside(path, file))
         load_plugins(sections.get("plugin"), f"{path / file}: plugin")
         config = read_section(ModelConfig, sections["model"])
-        data, settings = read_section(DataConfig, sections["data"]), dict(sections["run"])
+        data, settings = read_section(DataConfig, sections["data"]), SETTINGS.validate_python(sections["run"])
         file = "tokenizer.json"
-        tokenizer = read_tokenizer(path / file)
+        tokenizer = parse_tokenizer(read_inside(path, file))
         file = "model.safetensors"
-        content = (path / file).read_bytes()
+        content = read_inside(path, file)
         sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
         if sha256 and sha256 != hashlib.sha256(content).hexdigest():
             raise ValueError("its sha256 is not the one in result.json")
@@ -99,6 +187,8 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
         model.load_state_dict(load(content))
     except BadInput:
         raise
+    except Damaged as error:
+        raise BadInput(f"{error}; restore it from a copy, or train the run again") from error
     except (PermissionError, MemoryError) as error:  # it may be whole
         why = getattr(error, "strerror", None) or "not enough memory"
         raise BadInput(f"{path / file} cannot be read ({why}): name a run that can") from error

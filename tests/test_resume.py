@@ -30,6 +30,7 @@ from strikes import events, outcome
 
 import compare
 import train
+from data import DataConfig
 from harness import checkpoints, devices, files, progress, signals
 from harness.checkpoints import last_whole, read_checkpoint, steps_saved
 from harness.folder import RunFolder
@@ -411,14 +412,15 @@ def saved_twice(path: Path, break_second: Callable[[], None]) -> None:
     config = ModelConfig(vocab_size=9, d_model=4, n_layer=1, n_head=1, seq_len=4)
     model = Transformer(config)
     optimizer = train.make_optimizer(model, train.RunConfig())
-    folder = RunFolder({"model": config, "run": train.RunConfig(out=str(path))})
+    folder = RunFolder({"data": DataConfig(), "model": config, "run": train.RunConfig(out=str(path))})
+    state = {"steps": 2, "batches_sha256": "", "seconds": 0.0, "data_sha256": "", "shared_init_sha256": ""}
     try:
         for step in (1, 2):
             model(torch.zeros(1, 4, dtype=torch.long)).square().sum().backward()
             optimizer.step()
             if step == 2:
                 break_second()
-            folder.checkpoint(model, optimizer, {"step": step})
+            folder.checkpoint(model, optimizer, {"step": step, "precision": "fp32", **state})
     finally:
         folder.close()
 
@@ -521,14 +523,14 @@ def test_a_head_that_only_its_own_rope_options_can_pair_goes_on(small, tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(small, mine, monkeypatch):
-    before, read_bytes = everything_in(mine), Path.read_bytes
+    before, real = everything_in(mine), checkpoints.read_inside
 
-    def failing(path: Path) -> bytes:
-        if path.name == "optimizer.pt":
-            raise OSError(errno.EIO, "Input/output error", str(path))
-        return read_bytes(path)
+    def failing(folder: Path, name: str) -> bytes:
+        if name.endswith("optimizer.pt"):
+            raise OSError(errno.EIO, "Input/output error", name)
+        return real(folder, name)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(checkpoints, "read_inside", failing)
     with pytest.raises(BadInput, match=r"optimizer\.pt cannot be read \(Input/output error\)"):
         run(small, mine, *RESUME)
     monkeypatch.undo()
