@@ -83,11 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if scaling and (warning := yarn_warning(positions[scaling, lengths[-1]].config, loaded.model_config.d_head)):
             print(f"evaluate.py: warning: {warning}", file=sys.stderr)
     picture = Path(loaded.path / "evaluate.png" if asked.picture is None else asked.picture)
-    if picture.suffix != ".png":
-        raise BadInput(f"--picture {asked.picture or repr(asked.picture)} must be a .png file, such as curves.png")
-    refuse_unwritable("picture", picture)
+    refuse_unwritable("picture", picture, ".png")
     if asked.out is not None:
-        refuse_unwritable("out", Path(asked.out))
+        refuse_unwritable("out", Path(asked.out), ".json")
 
     precision, autocast = pick_precision(settings["precision"], device)
     score = partial(score_targets, loaded.model, device=device, autocast=autocast)

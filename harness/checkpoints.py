@@ -82,8 +82,9 @@ class Checkpoint:
         parameters, count = dict(model.named_parameters()), (torch.Size(), torch.float32)
         pairs = [("model.safetensors", describe(model.state_dict()), describe(self.weights))]
         for name, kept in self.optimizer.items():
-            like = describe(dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])) if name in parameters else {}
-            pairs.append((f"optimizer.pt, {name}", like | {"step": count}, describe(kept)))
+            like = parameters.get(name)
+            moments = {} if like is None else describe({"exp_avg": like, "exp_avg_sq": like}) | {"step": count}
+            pairs.append((f"optimizer.pt, {name}", moments, describe(kept)))
         for where, wanted, found in pairs:
             for name in wanted.keys() | found.keys():
                 if wanted.get(name) != found.get(name):

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there at all: written aside, flushed to disk, renamed."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ from harness.messages import BadInput
 
 
 def write_flushed(path: Path, content: bytes) -> None:
-    """Write a file and flush it to disk. Every file of a run but metrics.jsonl comes through here."""
-    with open(path, "wb") as file:
+    """Write a new file and flush it to disk. Every file of a run but metrics.jsonl comes through here."""
+    path.unlink(missing_ok=True)  # left by a process with the same number; a link must not be written through
+    with open(path, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -25,7 +27,12 @@ def flush_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, never a part of one."""
+    """Write a file so that whoever looks sees the old one or the new one, never a part of one.
+
+    A link is replaced and not followed. Raises OSError if something else than a file is there, a device say.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "something else than a file is there", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_flushed(temporary, content.encode() if isinstance(content, str) else content)
@@ -52,8 +59,17 @@ def write_folder_whole(path: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_unwritable(flag: str, path: Path) -> None:
-    """Raise BadInput if a file cannot be written where a flag wants it; nothing is left there, nothing is changed."""
+def refuse_unwritable(flag: str, path: Path, suffix: str) -> None:
+    """Raise BadInput if a file of a kind cannot be written where a flag wants it; nothing is left there or changed.
+
+    What is there already must be a file of that kind, and none of a run: evaluate.png alone may be made again.
+    """
+    if path.suffix != suffix:
+        raise BadInput(f"--{flag} {str(path) if path.name else repr('')} must be a {suffix} file, such as a{suffix}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BadInput(f"--{flag} {path} is there and no plain file: name another")
+    if path.exists() and path.name != "evaluate.png" and (path.parent / "config.yaml").exists():
+        raise BadInput(f"--{flag} {path} is a file of the run in {path.parent}: name another")
     try:
         there = path.exists()
         path.open("ab").close()

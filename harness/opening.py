@@ -66,7 +66,7 @@ def read_inside(folder: Path, name: str) -> bytes:
 def parse_json(schema: TypeAdapter[T], content: bytes | str, path: Path) -> T:
     """JSON as what a schema says. Raises Damaged, naming the file and the first place that does not fit."""
     try:
-        return schema.validate_json(content)
+        return schema.validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:100]

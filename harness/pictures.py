@@ -1,5 +1,6 @@
 """What pictures share: the figure itself, lines by context length, heat maps."""
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.files import write_whole
 from harness.tables import interval
 
 
@@ -23,7 +25,9 @@ def picture(path: Path, rows: int, columns: int, size: tuple[float, float], dpi:
 
     figure = Figure(size, layout="constrained")
     yield figure.subplots(rows, columns, squeeze=False)
-    figure.savefig(path, dpi=dpi)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    write_whole(path, drawn.getvalue())
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from filelock import FileLock
+from pydantic import ConfigDict, Field, TypeAdapter
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from harness import byte_level
 from harness.byte_level import special_id, token_bytes
 from harness.corpora import READ_BYTES, DataConfig, Texts, find_source, read_source
 from harness.messages import BadInput
+from harness.opening import Damaged, open_inside, parse_json, read_inside
 
 FORMAT = 1  # goes into every cache key: raise it when prepared files would come out differently
 SPLITS = ("train", "validation", "test")
@@ -42,6 +45,42 @@ GROUP = 64  # this many at a time, in parallel on all cores
 count_bytes = partial(tqdm, unit="B", unit_scale=True, delay=2, leave=False, disable=None)  # a bar, on a terminal only
 
 
+class Size(TypedDict):
+    tokens: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class FileSum(TypedDict):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What manifest.json says of a prepared corpus; it has more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    corpus: str
+    tokenizer: str
+    documents: int
+    skipped: int
+    dtype: Literal["uint16", "uint32"]
+    splits: dict[Literal["train", "validation", "test"], Size]
+    files: dict[Literal["train.bin", "validation.bin", "test.bin", "tokenizer.json"], FileSum]
+    sha256: str
+    check: str
+
+
+MANIFEST = TypeAdapter(Manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared corpus. Raises OSError or Damaged if there is none that can be used."""
+    manifest = parse_json(MANIFEST, read_inside(folder, "manifest.json"), folder / "manifest.json")
+    if len(manifest["splits"]) < len(SPLITS) or len(manifest["files"]) <= len(SPLITS):
+        raise Damaged(f"{folder / 'manifest.json'} is damaged: it does not have all splits and files")
+    return manifest
+
+
 class PreparedCorpus:
     """A corpus of tokens on disk, mapped, with its tokenizer, for batches of these shapes: see `data.load`.
 
@@ -50,14 +89,14 @@ class PreparedCorpus:
 
     def __init__(self, name: str, folder: Path, seed: int, batch_size: int, seq_len: int) -> None:
         self.name, self.seed, self.batch_size, self.seq_len = name, seed, batch_size, seq_len
-        self.manifest = json.loads((folder / "manifest.json").read_text())
+        self.folder, self.manifest = folder, read_manifest(folder)
         self.sha256 = self.manifest["sha256"]  # identity of the data: of the tokens of all splits and of the tokenizer
-        self.tokenizer = byte_level.load_tokenizer(folder / "tokenizer.json")
+        self.tokenizer = byte_level.parse_tokenizer(read_inside(folder, "tokenizer.json"))
         self.token_bytes = token_bytes(self.tokenizer)  # (V,) int64, 0 for a special token
         self.vocab_size = len(self.token_bytes)
         self.end_of_text = special_id(self.tokenizer, byte_level.END_OF_TEXT)  # after every document
         self.padding = special_id(self.tokenizer, byte_level.PADDING)  # fills a last window; never scored
-        self._tokens = {split: np.memmap(folder / f"{split}.bin", self.manifest["dtype"], "r") for split in SPLITS}
+        self._tokens = {split: map_tokens(folder, split, self.manifest["dtype"]) for split in SPLITS}
 
     def tokens(self, split: str) -> np.ndarray:
         """All tokens of train, validation or test, in the corpus's order, (N,) uint16 or uint32, mapped read-only."""
@@ -81,6 +120,13 @@ class PreparedCorpus:
         return ", ".join([self.name, what, *splits])
 
 
+def map_tokens(folder: Path, split: str, dtype: str) -> np.ndarray:
+    """All tokens of a split, (N,), mapped read-only. Raises OSError or Damaged if they cannot be used."""
+    with open_inside(folder, f"{split}.bin") as file:
+        empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
+        return np.zeros(0, dtype) if empty else np.memmap(file, dtype, "r")
+
+
 def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
     """The folder of the corpus that a config asks for: in the cache if it is there and whole, else prepared now.
 
@@ -102,7 +148,7 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
             if folder.exists():
                 print(f"warning: prepared corpus {folder}: {damage}; preparing it again", file=sys.stderr)
             prepare(config, read_source(config, kind, files), folder)
-        sizes = json.loads((folder / "manifest.json").read_text())["splits"]
+        sizes = read_manifest(folder)["splits"]
         split = min(SPLITS, key=lambda name: sizes[name]["tokens"])
         if (n := sizes[split]["tokens"]) < seq_len + 1:
             what = f"its {split} split has {n} tokens and one window needs {seq_len + 1}"
@@ -317,16 +363,22 @@ def hash_of(value: Any) -> str:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a prepared corpus, or None if it is there and whole."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_manifest(folder)
         if manifest.pop("check") != hash_of(manifest):
             return "manifest.json was changed"
         for name, recorded in manifest["files"].items():
-            if (size := (folder / name).stat().st_size) != recorded["bytes"]:
-                return f"{name} has {size:,} bytes and not {recorded['bytes']:,}"
-            if digest(folder / name) != recorded["sha256"]:
-                return f"{name} was changed"
+            with open_inside(folder, name) as file:
+                if (size := os.fstat(file.fileno()).st_size) != recorded["bytes"]:
+                    return f"{name} has {size:,} bytes and not {recorded['bytes']:,}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != recorded["sha256"]:
+                    return f"{name} was changed"
+        entries = len(token_bytes(byte_level.parse_tokenizer(read_inside(folder, "tokenizer.json"))))
+        for split in SPLITS:
+            tokens = map_tokens(folder, split, manifest["dtype"])
+            if len(tokens) != manifest["splits"][split]["tokens"] or tokens.max(initial=0) >= entries:
+                return f"{split}.bin does not fit the manifest and the tokenizer"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"manifest.json cannot be used ({type(error).__name__})"
+    except (OSError, ValueError) as error:
+        return f"it cannot be used ({' '.join(str(error).split())[:200]})"
     return None

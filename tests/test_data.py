@@ -1,7 +1,5 @@
 """python -m pytest tests/test_data.py"""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ def test_batches_are_a_function_of_seed_and_step(corpus):
 
 
 def seeded_copy(corpus: data.Corpus, seed: int) -> data.Corpus:
-    return data.Corpus(corpus.name, Path(corpus.tokens("train").filename).parent, seed, 4, 16)
+    return data.Corpus(corpus.name, corpus.folder, seed, 4, 16)
 
 
 def test_batches_do_not_touch_the_global_generators(corpus):
@@ -66,7 +64,7 @@ def windows_of_an_epoch(corpus: data.Corpus, epoch: int) -> tuple[list[int], int
 
 
 def test_an_epoch_reads_every_window_once_in_another_order_and_from_another_beginning(corpus):
-    longer = data.Corpus(corpus.name, Path(corpus.tokens("train").filename).parent, 0, 5, 48)
+    longer = data.Corpus(corpus.name, corpus.folder, 0, 5, 48)
     orders = []
     for epoch in range(3):
         starts, count = windows_of_an_epoch(longer, epoch)

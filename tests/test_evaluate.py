@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -333,7 +334,8 @@ BAD = {  # flags -> what the line must say
     "--picture a.gif": "--picture a.gif must be a .png",
     "--picture not/there.png": "--picture not/there.png cannot be written",
     "--out not/there.json": "--out not/there.json cannot be written",
-    "--out .": "--out . cannot be written",
+    "--out .": "--out '' must be a .json file",
+    "--out a.txt": "--out a.txt must be a .json file",
 }
 
 
@@ -391,6 +393,36 @@ def test_a_file_that_is_there_survives_a_refusal(sharp_run, refused, tmp_path):
     (tmp_path / "old.json").write_text("old")
     refused(str(sharp_run), "--out", "old.json", "--picture", "no/a.png")
     assert (tmp_path / "old.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "says"),
+    [
+        ("--out", "model.safetensors", "must be a .json file"),
+        ("--out", "result.json", "is a file of the run"),
+        ("--out", "fifo.json", "is there and no plain file"),
+        ("--out", "link.json", "is there and no plain file"),
+        ("--picture", "folder.png", "is there and no plain file"),
+        ("--picture", "other.png", "is a file of the run"),
+        (None, "evaluate.png", "is there and no plain file"),
+    ],
+)
+def test_no_figure_is_written_onto_what_is_something_else(sharp_run, at_the_shell, tmp_path, flag, name, says):
+    folder = Path(shutil.copytree(sharp_run, tmp_path / "run"))
+    (tmp_path / "theirs").write_text("theirs")
+    os.mkfifo(folder / "fifo.json")
+    (folder / "folder.png").mkdir()
+    (folder / "other.png").write_text("theirs")
+    (folder / "evaluate.png").unlink(missing_ok=True)
+    for link in ("link.json", "evaluate.png"):
+        (folder / link).symlink_to(tmp_path / "theirs")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    picture = ["--picture", str(tmp_path / "a.png")] if flag == "--out" else []
+    outcome = at_the_shell(evaluate.main, [str(folder), *([flag, str(folder / name)] if flag else []), *picture])
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert f"{name} {says}" in line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

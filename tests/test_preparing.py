@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +167,7 @@ def test_a_prepared_corpus_is_used_again_whatever_the_seed_and_shape(tmp_path, b
 def test_a_harmed_cache_is_noticed_and_prepared_again(tmp_path, builds, capsys, name, harm):
     source = write(tmp_path / "a.txt", prose(300))
     before = load_corpus(tmp_path, source)
-    path = Path(before.tokens("train").filename).parent / name
+    path = before.folder / name
     content = path.read_bytes()
     edited = content.replace(b"2", b"3", 1) if name.endswith("json") else content[:-1] + bytes([content[-1] ^ 1])
     path.unlink() if harm == "missing" else path.write_bytes(content[:-2] if harm == "truncated" else edited)
@@ -180,7 +183,7 @@ def test_a_harmed_cache_is_noticed_and_prepared_again(tmp_path, builds, capsys, 
 
 def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     source = write(tmp_path / "a.txt", prose(300))
-    folder = Path(load_corpus(tmp_path, source).tokens("train").filename).parent
+    folder = load_corpus(tmp_path, source).folder
     stale = Path(f"{folder}.tmp")
     folder.rename(stale)
     (stale / "text").write_bytes(b"half")
@@ -255,3 +258,59 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
         BadInput, match=r"data\.cache '.*a\.txt/cache' cannot be written \(Not a directory\): name another"
     ):
         load_corpus(tmp_path, source, cache=f"{source}/cache")
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a manifest says, and give it the hashes that fit, as whoever can write there may do."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, recorded in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        recorded.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    change(manifest)
+    del manifest["check"]
+    manifest["check"] = preparing.hash_of(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+PLANTED = {  # what is wrong in a sealed manifest, or in what it seals
+    "objects": lambda manifest: manifest.update(dtype="object"),
+    "another width": lambda manifest: manifest.update(dtype="uint32"),
+    "a split too few": lambda manifest: manifest["splits"].pop("test"),
+    "a file elsewhere": lambda manifest: manifest["files"].update({"../x": {"bytes": 0, "sha256": ""}}),
+    "a size in words": lambda manifest: manifest["splits"]["train"].update(tokens="many"),
+    "another number of tokens": lambda manifest: manifest["splits"]["train"].update(tokens=7),
+    "a list": lambda manifest: manifest.update(files=[]),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_sealed_manifest_that_cannot_be_is_named_and_the_corpus_prepared_again(tmp_path, capsys, planted):
+    whole = load_corpus(tmp_path, write(tmp_path / "a.txt", prose(3000)))
+    folder = whole.folder
+    reseal(folder, PLANTED[planted])
+    again = load_corpus(tmp_path, str(tmp_path / "a.txt"))
+    assert "preparing it again" in capsys.readouterr().err
+    assert again.sha256 == whole.sha256
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_damage(tmp_path, capsys):
+    whole = load_corpus(tmp_path, write(tmp_path / "a.txt", prose(3000)))
+    folder = whole.folder
+    tokens = np.fromfile(folder / "train.bin", np.uint16)
+    tokens[5] = 60_000
+    tokens.tofile(folder / "train.bin")
+    reseal(folder, lambda manifest: None)
+    assert load_corpus(tmp_path, str(tmp_path / "a.txt")).sha256 == whole.sha256
+    assert "train.bin does not fit the manifest and the tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "manifest.json"])
+def test_a_fifo_or_a_link_in_a_prepared_corpus_is_damage_and_nobody_waits(tmp_path, capsys, name):
+    whole = load_corpus(tmp_path, write(tmp_path / "a.txt", prose(3000)))
+    folder = whole.folder
+    for plant in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "theirs")):
+        (tmp_path / "theirs").write_bytes((folder / name).read_bytes())
+        (folder / name).unlink()
+        plant(folder / name)
+        assert load_corpus(tmp_path, str(tmp_path / "a.txt")).sha256 == whole.sha256
+        assert "preparing it again" in capsys.readouterr().err

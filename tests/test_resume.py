@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -332,6 +333,113 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(mine, capsys,
     (line,) = capsys.readouterr().err.splitlines()
     assert f"checkpoints/step-6/{file} is " in line
     assert ("missing" if damage is Path.unlink else "damaged") in line
+
+
+# ---- checkpoints of somebody else ------------------------------------------------------------------------------------
+
+OTHERS = {  # what another run differs by -> its options
+    "another rate": ["--run.learning_rate", "0.01"],
+    "another scheme": ["--model.position", "none"],
+    "another number of steps": ["--run.steps", "40"],
+    "nothing but its id": [],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_run_is_named_and_not_gone_on_from(small, mine, whole, tmp_path, capsys, other):
+    theirs = killed(small, tmp_path / "theirs", 8, *OTHERS[other])  # checkpoints of 4 or 3, and of 6
+    shutil.rmtree(mine / "checkpoints" / "step-6")
+    shutil.copytree(theirs / "checkpoints" / "step-6", mine / "checkpoints" / "step-6")
+    capsys.readouterr()
+    run(small, mine, *RESUME)
+    said = capsys.readouterr()
+    assert "checkpoints/step-6 is a checkpoint of another run" in said.err
+    assert "going on after step 4" in said.out
+    assert outcome(mine) == outcome(whole())
+
+
+def test_a_finished_run_does_not_list_the_checkpoint_of_another_as_whole(small, whole, tmp_path, capsys):
+    folder = Path(shutil.copytree(whole(), tmp_path / "run"))
+    theirs = killed(small, tmp_path / "theirs", 8, *OTHERS["another rate"])
+    shutil.rmtree(folder / "checkpoints" / "step-6")
+    shutil.copytree(theirs / "checkpoints" / "step-6", folder / "checkpoints" / "step-6")
+    capsys.readouterr()
+    run(small, folder, *RESUME)
+    said = capsys.readouterr()
+    assert "step-6 is a checkpoint of another run" in said.err
+    assert "whole checkpoints: step-8" in said.out.replace("step-3, ", "")
+
+
+def test_a_run_without_an_id_from_before_there_were_any_still_goes_on(small, mine, whole):
+    for step in steps_saved(mine):
+        reseal(mine / "checkpoints" / f"step-{step}", lambda found: found.state.pop("run_id"))
+    old = result(mine)
+    del old["run_id"]
+    (mine / "result.json").write_text(json.dumps(old))
+    run(small, mine, *RESUME)
+    assert outcome(mine) == outcome(whole())
+
+
+def reseal(folder: Path, change: Callable[[checkpoints.Checkpoint], Any]) -> None:
+    """Change what a checkpoint holds, and seal it again, as whoever can write there may do."""
+    found = read_checkpoint(folder)
+    change(found)
+    for name, content in found.pack().items():
+        (folder / name).write_bytes(content)
+
+
+def first(tensors: dict[str, Any]) -> Any:
+    return next(iter(tensors))
+
+
+SEALED = {  # what is wrong in a sealed checkpoint -> how it comes about, and a word of the line
+    "moments of another shape": (
+        lambda c: c.optimizer[first(c.optimizer)].update(exp_avg=torch.zeros(3)),
+        "exp_avg is",
+    ),
+    "moments of another type": (
+        lambda c: c.optimizer[first(c.optimizer)].update(exp_avg_sq=torch.zeros(3).long()),
+        "exp_avg_sq is",
+    ),
+    "no count of steps": (lambda c: c.optimizer[first(c.optimizer)].pop("step"), "step is not there"),
+    "moments of nothing": (lambda c: c.optimizer.update(nothing={"step": torch.tensor(1.0)}), "nothing"),
+    "no tensor": (lambda c: c.optimizer[first(c.optimizer)].update(step=3), "something else than tensors"),
+    "a weight too few": (lambda c: c.weights.pop(first(c.weights)), "is not there"),
+    "a weight too many": (lambda c: c.weights.update(more=torch.zeros(1)), "more is"),
+    "a weight of another shape": (lambda c: c.weights.update({first(c.weights): torch.zeros(2, 2)}), "is (torch.Size"),
+    "no hash of batches": (lambda c: c.state.pop("batches_sha256"), "batches_sha256"),
+    "a hash that is none": (lambda c: c.state.update(batches_sha256="xyz"), "batches_sha256"),
+    "a step in words": (lambda c: c.state.update(seconds="many"), "seconds"),
+    "no config": (lambda c: setattr(c, "config", b"data: 3"), "config.yaml is damaged"),
+}
+
+
+@pytest.mark.parametrize("wrong", SEALED)
+def test_a_sealed_checkpoint_that_does_not_fit_is_named_and_the_one_before_is_used(small, mine, whole, capsys, wrong):
+    change, word = SEALED[wrong]
+    reseal(mine / "checkpoints" / "step-6", change)
+    run(small, mine, *RESUME)
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "looking for the checkpoint before" in line]
+    assert "step-6" in line
+    assert word in line
+    assert "going on after step 4" in said.out
+    assert outcome(mine) == outcome(whole())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "result.json", "wandb", ".lock"])
+def test_a_link_in_a_run_folder_is_refused_and_nothing_elsewhere_is_touched(small, mine, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    if (mine / name).exists():
+        (mine / name).rename(elsewhere)
+    else:
+        elsewhere.write_text("theirs")
+    (mine / name).symlink_to(elsewhere)
+    before = everything_in(tmp_path)
+    for flags in (RESUME, ["--run.overwrite", "true"]):
+        with pytest.raises(BadInput, match=rf"{name} in it is a link"):
+            run(small, mine, *flags)
+    assert everything_in(tmp_path) == before
 
 
 def test_every_bit_of_the_manifest_counts(mine):

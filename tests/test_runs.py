@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_runs.py
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 import yaml
 
 import data
+import evaluate
 import generate
 import train
 from harness.messages import BadInput
-from harness.runs import load_finished_run
+from harness.runs import describe_progress, load_finished_run, read_lengths, read_metrics, read_result
 
 
 @pytest.fixture
@@ -125,3 +127,80 @@ def test_a_run_is_loaded_as_it_was_trained(small, tmp_path):
     assert nats / targets == pytest.approx(outcome["val_loss"], rel=1e-5)
     with pytest.raises(BadInput):
         load_finished_run(tmp_path)
+
+
+# ---- a folder from a stranger ----------------------------------------------------------------------------------------
+
+SECTIONS = {  # a config.yaml with another value -> what the line names
+    ("data", "corpus", 3): "data.corpus",
+    ("data", "cache", None): "data.cache",
+    ("model", "seq_len", 16.5): "model.seq_len",
+    ("run", "seed", "x"): "seed",
+    ("run", "batch_size", 0): "batch_size",
+    ("run", "precision", "fp8"): "precision",
+    ("run", "name", 3): "name",
+}
+
+
+@pytest.mark.parametrize("script", [generate, evaluate])
+@pytest.mark.parametrize("place", SECTIONS, ids=str)
+def test_a_config_of_wrong_types_is_refused_by_the_option(broken, at_the_shell, script, place):
+    section, option, value = place
+    sections = yaml.safe_load((broken / "config.yaml").read_text())
+    sections[section][option] = value
+    (broken / "config.yaml").write_text(yaml.safe_dump(sections))
+    outcome = at_the_shell(script.main, [str(broken)])
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert "config.yaml is damaged" in line
+    assert SECTIONS[place] in line
+
+
+@pytest.mark.parametrize("option", ["seed", "batch_size", "precision", "name"])
+def test_a_config_without_an_option_that_is_needed_is_refused(broken, at_the_shell, option):
+    sections = yaml.safe_load((broken / "config.yaml").read_text())
+    del sections["run"][option]
+    (broken / "config.yaml").write_text(yaml.safe_dump(sections))
+    assert option in refused(at_the_shell, broken)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "model.safetensors"])
+def test_a_fifo_or_a_link_out_of_the_folder_is_refused_without_waiting(broken, at_the_shell, tmp_path, name):
+    (broken / name).rename(tmp_path / name)
+    os.mkfifo(broken / name)
+    assert refused(at_the_shell, broken)
+    (broken / name).unlink()
+    (broken / name).symlink_to(tmp_path / name)
+    assert "leads out of" in refused(at_the_shell, broken)
+
+
+def test_references_in_a_config_are_refused_as_a_few_can_stand_for_more_than_memory_holds(broken, at_the_shell):
+    with open(broken / "config.yaml", "a") as file:
+        file.write("a: &a [x, x]\nb: *a\n")
+    assert "write the value out" in refused(at_the_shell, broken)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"status": "finished"}', "[" * 100_000, '{"status": 3}', "[]", "", '{"status": "running", "step": "x"}'),
+        *('{"status": "finished", "step": 1, "steps": 0}', '{"status": "finished", "val_loss": "low"}'),
+    ],
+)
+def test_a_result_that_cannot_be_is_none(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    assert read_result(tmp_path) == {}
+    assert describe_progress(tmp_path) == "unfinished"
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"64": "x"}', '{"x": 1.0}', "[" * 100_000, '{"64": {}}'])
+def test_lengths_that_cannot_be_are_none(tmp_path, content):
+    (tmp_path / "lengths.json").write_text(content)
+    assert read_lengths(tmp_path) == {}
+
+
+def test_only_whole_events_are_read(tmp_path):
+    good = '{"step": 1, "split": "train", "loss": 2, "seconds": 0.5}'
+    lines = ["[" * 100_000, '{"step": "1", "split": "val", "loss": 1.0}', '{"step": 1, "split": "val"}', good, "\x00"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert list(read_metrics(tmp_path)) == [{"step": 1, "split": "train", "loss": 2, "seconds": 0.5}]
