@@ -8,12 +8,12 @@ from statistics import mean
 from typing import Any
 
 from harness.folder import MAY_DIFFER
-from harness.jobs import Job, read_lengths
+from harness.jobs import Job
 from harness.messages import BadInput
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
 from harness.ranges import read_section
-from harness.runs import read_metrics, read_result
+from harness.runs import read_accuracy, read_lengths, read_metrics, read_result
 from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
@@ -38,10 +38,10 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     for job in jobs:
         result = read_result(job.folder)
         run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in names}}
-        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
+        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job.folder)}
         run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
-            rows = json.loads((job.folder / "accuracy.json").read_text())
+            rows = read_accuracy(job.folder)
             by_task = group_by((row for row in rows if row["depth"] is None), "task")
             accuracy = {task: {str(row["length"]): row["accuracy"] for row in of} for task, of in by_task.items()}
             run_ |= {"accuracy_by_length": accuracy, "accuracy": rows}

@@ -111,6 +111,11 @@ def read_lengths(path: Path) -> dict[str, float | None]:
     return read_json(path, "lengths.json", LENGTHS) or {}
 
 
+def read_accuracy(path: Path) -> list[dict[str, Any]]:
+    """A run's accuracy on tasks by length and depth, as accuracy.json has it; empty if it is not measured."""
+    return read_json(path, "accuracy.json", ACCURACY) or []
+
+
 def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
     """The events in a run's metrics.jsonl, or in its last `tail` bytes; half-written and damaged lines are left out."""
     with contextlib.suppress(FileNotFoundError, Damaged), open_inside(path, "metrics.jsonl") as file:

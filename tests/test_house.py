@@ -90,6 +90,27 @@ def long_functions(sources: Sources) -> Breaches:
     }
 
 
+OPENS = re.compile(r"^(os\.)?(open|fdopen)$|\.(read_text|read_bytes|memmap|fromfile)$|^(json|yaml|pickle)\.\w*load$")
+# Calls of another kind, at most so many: a file's own half-made parts, a log to add to, the tree's own pages.
+ELSEWHERE = {"harness/preparing.py": 8, "harness/folder.py": 1, "harness/runs.py": 1, "harness/report.py": 1}
+ELSEWHERE |= {"harness/jobs.py": 2, "harness/byte_level.py": 1}
+WAYS_IN = (
+    *("runs", "folder", "checkpoints", "preparing", "run", "jobs", "report", "tuning", "progress", "evaluation"),
+    *("scoring", "retrieval", "scalings", "tasks", "byte_level"),
+)
+
+
+def ways_past_the_door(sources: Sources) -> Breaches:
+    """Calls that open files of a run or of a prepared corpus elsewhere than in harness/opening.py"""
+    found = Counter(
+        path
+        for path in (*LESSON, *TOOLS, *(f"harness/{name}.py" for name in WAYS_IN))
+        for node in ast.walk(ast.parse(sources.get(path, "")))
+        if isinstance(node, ast.Call) and OPENS.search(ast.unparse(node.func))
+    )
+    return {path: calls for path, calls in found.items() if calls > ELSEWHERE.get(path, 0)}
+
+
 # ---- imports ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +258,7 @@ RULES: list[Callable[[Sources], Breaches]] = [
     circles,
     tries,
     long_messages,
+    ways_past_the_door,
     scheme_names,
 ]
 
@@ -263,6 +285,9 @@ def repeat(line: str, times: int) -> str:
 @pytest.mark.parametrize(
     ("rule", "sources", "breaches"),
     [
+        (ways_past_the_door, {"evaluate.py": "open(x)", "harness/pages.py": "open(x)"}, {"evaluate.py": 1}),
+        (ways_past_the_door, {"harness/jobs.py": "json.load(f)\np.read_text()"}, {"harness/jobs.py": 2}),
+        (ways_past_the_door, {"harness/jobs.py": "launcher.open()\njson.loads(text)"}, {}),
         (files_in_no_room, {"rope.py": "", "helpers.py": "", "harness/a.py": ""}, {"helpers.py": 1}),
         (long_files, {"rope.py": repeat("1", 260), "model.py": repeat("1", 261)}, {"model.py": 261}),
         (long_files, {"compare.py": repeat("1", 251), "harness/a.py": repeat("1", 400)}, {"compare.py": 251}),
