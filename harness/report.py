@@ -8,12 +8,12 @@ from statistics import mean
 from typing import Any
 
 from harness.folder import MAY_DIFFER
-from harness.jobs import Job
+from harness.jobs import Job, read_lengths
 from harness.messages import BadInput
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
 from harness.ranges import read_section
-from harness.runs import read_accuracy, read_lengths, read_metrics, read_result
+from harness.runs import read_accuracy, read_metrics, read_result
 from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
@@ -38,7 +38,7 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
     for job in jobs:
         result = read_result(job.folder)
         run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in names}}
-        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job.folder)}
+        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
         run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
             rows = read_accuracy(job.folder)

@@ -93,7 +93,7 @@ def long_functions(sources: Sources) -> Breaches:
 OPENS = re.compile(r"^(os\.)?(open|fdopen)$|\.(read_text|read_bytes|memmap|fromfile)$|^(json|yaml|pickle)\.\w*load$")
 # Calls of another kind, at most so many: a file's own half-made parts, a log to add to, the tree's own pages.
 ELSEWHERE = {"harness/preparing.py": 8, "harness/folder.py": 1, "harness/runs.py": 1, "harness/report.py": 1}
-ELSEWHERE |= {"harness/jobs.py": 2, "harness/byte_level.py": 1}
+ELSEWHERE |= {"harness/jobs.py": 3, "harness/byte_level.py": 1}
 WAYS_IN = (
     *("runs", "folder", "checkpoints", "preparing", "run", "jobs", "report", "tuning", "progress", "evaluation"),
     *("scoring", "retrieval", "scalings", "tasks", "byte_level"),
@@ -286,7 +286,7 @@ def repeat(line: str, times: int) -> str:
     ("rule", "sources", "breaches"),
     [
         (ways_past_the_door, {"evaluate.py": "open(x)", "harness/pages.py": "open(x)"}, {"evaluate.py": 1}),
-        (ways_past_the_door, {"harness/jobs.py": "json.load(f)\np.read_text()"}, {"harness/jobs.py": 2}),
+        (ways_past_the_door, {"harness/tuning.py": "json.load(f)\np.read_text()"}, {"harness/tuning.py": 2}),
         (ways_past_the_door, {"harness/jobs.py": "launcher.open()\njson.loads(text)"}, {}),
         (files_in_no_room, {"rope.py": "", "helpers.py": "", "harness/a.py": ""}, {"helpers.py": 1}),
         (long_files, {"rope.py": repeat("1", 260), "model.py": repeat("1", 261)}, {"model.py": 261}),
