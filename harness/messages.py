@@ -79,13 +79,11 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
         if not isinstance(error, BrokenPipeError):  # a full disk, say; a reader who has left by now left after the work
             code = code or report_error(error, name)
     signal.signal(signal.SIGTERM, stops.stop)  # whatever the main has left there
+    stops.code = code
     if "LOCAL_RANK" in os.environ:  # one of many processes
         # Without tearing anything down: while Python destroys DDP it holds its global lock and waits for gloo's thread,
         # which may need that lock to release its last tensor. Once in many runs both waited for ever.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        stops.end()
     sys.exit(code)
 
 

@@ -9,6 +9,8 @@ to save or to tidy up: the process ends at once.
 .venv/bin/python -m pytest tests/test_stops.py
 """
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Callable
 
 in_main = False  # whether run_main has called a main that has not come back
 came: int | None = None  # the signal that asked this main to stop
+code: int | None = None  # with which run_main ends the script
 
 
 def stop(number: int, frame: object, leave: Callable = os._exit) -> None:  # not looked up: Python clears modules last
@@ -29,6 +32,16 @@ def stop(number: int, frame: object, leave: Callable = os._exit) -> None:  # not
     raise SystemExit(128 + number)
 
 
+def end() -> None:
+    """End the process here with the main's exit code: to free all that PyTorch holds would take seconds more."""
+    if code is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 importer = sys._getframe().f_back
 while importer and importer.f_code.co_filename.startswith("<frozen importlib"):
     importer = importer.f_back
@@ -37,3 +50,4 @@ if importer and importer.f_globals["__name__"] in ("__main__", "__mp_main__"):
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, stop)
+    atexit.register(end)  # registered first, called last

@@ -110,3 +110,27 @@ def test_a_stop_after_the_main_needs_no_traceback_and_loses_no_output(begin, num
     process = begin("-c", AT_THE_END, str(int(number)))
     assert process.communicate(timeout=60) == ("all of it\n", "")
     assert process.returncode == CODES[number]
+
+
+TIDY = """
+import harness.stops
+import atexit
+from harness.messages import BadInput, run_main
+
+class Held:
+    def __del__(self):
+        print("freed")
+
+def main(argv):
+    raise BadInput("--steps 0: give at least 1")
+
+held = Held()
+atexit.register(print, "tidied up")
+run_main(main)
+"""
+
+
+def test_a_script_ends_with_its_code_and_tidied_up_but_does_not_free_its_memory_piece_by_piece(begin):
+    process = begin("-c", TIDY)
+    assert process.communicate(timeout=60) == ("tidied up\n", "-c: --steps 0: give at least 1\n")
+    assert process.returncode == 2
