@@ -15,7 +15,8 @@ from harness.help_text import HelpAction
 from harness.messages import BadInput, nearest
 from harness.ranges import explain
 
-CONFIG_BYTES = 1 << 20  # of a config file, at most
+CONFIG_BYTES = 1 << 17  # of a config file, at most
+ENTRIES = 1024  # of a list, at most: jsonargparse copies all of them for each, and more would take minutes
 
 
 def describe_type(kind: str) -> str:
@@ -143,6 +144,12 @@ class PlainLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"{tag}: write the value without it", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
+    def construct_sequence(self, node: yaml.SequenceNode, deep: bool = False) -> list[Any]:
+        if (n := len(node.value)) > ENTRIES:
+            problem = f"a list of {n:,} entries: no option takes more than {ENTRIES:,}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_sequence(node, deep)
+
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         try:
             return int(node.value)
@@ -212,9 +219,12 @@ class ConfigFile(ActionConfigFile):
             raise BadInput(f"--config {value} holds no sections: {example}")
         try:
             for name, content in sections.items():
-                if name == self.dest:
-                    raise BadInput("config is an option of the command line only: leave it out")
-                if not isinstance(content, dict) and name != "plugin":
+                if name in (self.dest, "help", "print_config"):
+                    raise BadInput(f"{name} is an option of the command line only: leave it out")
+                if name == "plugin":
+                    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+                        raise BadInput(f"plugin is {content} and not a list: write `plugin: [experiments.NAME]`")
+                elif not isinstance(content, dict):
                     raise BadInput(f"{name} is {content or repr(content)} and not a section of options: {example}")
             if not isinstance(rope := sections.get("model", {}).get("rope", {}), dict):
                 example = "write `rope:` and below it, indented, `base: 10000`"

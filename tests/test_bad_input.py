@@ -447,11 +447,15 @@ train | --config underscore.yaml             | --config underscore.yaml; --run.s
 train | --config digits.yaml                 | --config digits.yaml; 6000 digits; write a smaller one
 train | --config tag.yaml                    | --config tag.yaml; int; write the value without it
 train | --config wrong_tag.yaml              | --config wrong_tag.yaml; bool; write the value without it
-train | --config large.yaml                  | --config large.yaml; 1,048,576; name a YAML file
+train | --config large.yaml                  | --config large.yaml; 131,072; name a YAML file
+train | --config long_list.yaml              | --config long_list.yaml; 20,000 entries; no option takes more
 train | --config fifo                        | --config fifo; not a file; name a YAML file
 train | --config other_file.yaml             | --config other_file.yaml; model is good.yaml; write `model:`
 train | --config inner_file.yaml             | --config inner_file.yaml; --model.sinusoidal good.yaml; NAME VALUE
 train | --config config_in_config.yaml       | --config config_in_config.yaml; command line only; leave it out
+train | --config help_in_config.yaml         | --config help_in_config.yaml; help is; leave it out
+train | --config plugin.yaml                 | --config plugin.yaml; plugin is {'a': '1'}; not a list
+train | --config plugin_text.yaml            | --config plugin_text.yaml; plugin is clock; not a list
 train | --config class_path.yaml             | --config class_path.yaml; model.class_path; is not an option
 train | --config escape.yaml                 | --config escape.yaml; \x1b[31m
 train | --model good.yaml                    | --model good.yaml; --model.NAME VALUE
@@ -552,10 +556,14 @@ def place(tmp_path_factory, corpus_file, finished) -> Path:
         "digits.yaml": f"run:\n  steps: {'1' * 6000}\n",
         "tag.yaml": "run:\n  steps: !!int 1:30\n",
         "wrong_tag.yaml": "run:\n  resume: !!bool perhaps\n",
-        "large.yaml": "#" * (1 << 20) + "\n",
+        "large.yaml": "#" * (1 << 17) + "\n",
+        "long_list.yaml": f"model:\n  rope:\n    long_factor: [{'1, ' * 20_000}]\n",
         "other_file.yaml": "model: good.yaml\n",
         "inner_file.yaml": "model:\n  sinusoidal: good.yaml\n",
         "config_in_config.yaml": "config: good.yaml\n",
+        "help_in_config.yaml": "help:\n  a: 1\n",
+        "plugin.yaml": "plugin:\n  a: 1\n",
+        "plugin_text.yaml": "plugin: clock\n",
         "class_path.yaml": "model:\n  class_path: this.s\n",
         "escape.yaml": 'run:\n  "\\e[31m": 1\n',
         "escape.jsonl": '{"\\u001b[31mred": "hello"}\n',
