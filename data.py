@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from harness.corpora import DataConfig
-from harness.preparing import PreparedCorpus, find_or_prepare
+from harness.prepared import PreparedCorpus
+from harness.preparing import find_or_prepare
 from harness.tasks import TaskCorpus, load_task
 
 

@@ -35,10 +35,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-import data
 from data import Corpus
 from harness.devices import pick_device, pick_precision
-from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses
+from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses, load_corpus
 from harness.files import refuse_unwritable, write_whole
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     protocols = list(dict.fromkeys(asked.protocols or [RETRIEVAL if on_task else "fixed"]))
     refuse_unfit(asked, protocols, loaded, on_task)
     compared = choose_scalings(loaded, vars(given) if given else {}, asked.scalings)
-    corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], trained)
+    corpus = load_corpus(loaded)
     if read_result(loaded.path).get("data_sha256", corpus.sha256) != corpus.sha256:
         raise BadInput(
             f"{loaded.path} was trained on another text than data.corpus {loaded.data.corpus!r} holds now: restore it"

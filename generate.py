@@ -26,9 +26,9 @@ import torch
 from pydantic import Field
 from tokenizers.decoders import DecodeStream
 
-import data
 from harness.byte_level import END_OF_TEXT, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
+from harness.evaluation import load_corpus
 from harness.messages import BadInput, RunFailed, run_main
 from harness.options import Parser
 from harness.ranges import AtLeast1, Seed
@@ -100,8 +100,7 @@ def print_trials(loaded: FinishedRun, seed: int, words: list[str]) -> None:
     if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
         why = f"{loaded.data.corpus} is answered with the likeliest tokens; to continue a text, give a --prompt"
         print(f"generate.py: warning: {', '.join(ignored)} does not apply: {why}", file=sys.stderr)
-    settings = loaded.settings
-    corpus = data.load(loaded.data, settings["seed"], settings["batch_size"], loaded.model_config.seq_len)
+    corpus = load_corpus(loaded)
     print("\n".join(trial(loaded.model, corpus, task, seed) for task in corpus.tasks))
 
 

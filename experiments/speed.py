@@ -31,7 +31,7 @@ from harness.files import write_whole
 from harness.messages import refuse_unknown, run_main
 from harness.options import Parser
 from harness.pages import ROOT, replace_section
-from harness.preparing import SPLITS
+from harness.prepared import SPLITS
 from harness.provenance import commit, versions
 from harness.ranges import AtLeast1
 from harness.sampling import compile_for_sampling, sample, store_by_columns

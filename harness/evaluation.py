@@ -1,11 +1,15 @@
-"""Tables and pictures of what evaluate.py measures."""
+"""What evaluate.py measures on: a run's corpus; and how it shows what it has measured: tables and pictures."""
 
 from pathlib import Path
 from typing import Any
 
+from data import Corpus, load
 from harness.pictures import Line, draw_by_length, draw_heat_maps, picture
+from harness.preparing import choose_cache
 from harness.retrieval import name_quarter
+from harness.runs import FinishedRun
 from harness.tables import format_mean, group_by, markdown
+from harness.tasks import TaskCorpus
 from positions import SCHEMES
 
 STYLE = {  # colour, dash and marker of each scaling
@@ -18,6 +22,12 @@ STYLE = {  # colour, dash and marker of each scaling
     "llama3": ("#56B4E9", (0, (5, 1)), "P"),
     "proportional": ("#F0E442", (0, (3, 1, 1, 1)), "*"),
 }
+
+
+def load_corpus(run_: FinishedRun) -> Corpus | TaskCorpus:
+    """The corpus that a run was trained on, as it is now. What it raises, see `preparing.choose_cache`, `data.load`."""
+    settings, seq_len = run_.settings, run_.model_config.seq_len
+    return load(choose_cache(run_.data), settings["seed"], settings["batch_size"], seq_len)
 
 
 def format_losses(results: list[dict[str, Any]], scheme: str, trained: int) -> list[str]:

@@ -19,8 +19,8 @@ import torch
 import yaml
 from filelock import FileLock
 
-import data
 from harness import devices
+from harness.evaluation import load_corpus
 from harness.files import write_whole
 from harness.messages import BadInput, RunFailed
 from harness.options import Parser
@@ -104,7 +104,7 @@ def train_if_missing(run: TrainedRun, mains: Mains) -> Path:
 def measure_losses(folder: Path) -> dict[str, Any]:
     """Loss on the same targets at every length, and the curve of validation losses."""
     loaded, device = load_finished_run(folder), torch.device("cpu")
-    corpus = data.load(loaded.data, loaded.settings["seed"], loaded.settings["batch_size"], loaded.model_config.seq_len)
+    corpus = load_corpus(loaded)
     _, autocast = devices.pick_precision(loaded.settings["precision"], device)
     losses = measure_loss_by_length(loaded.model, corpus, "validation", LENGTHS, device, autocast)
     curve = [[event["step"], event["loss"]] for event in read_metrics(folder) if event["split"] == "val"]

@@ -16,26 +16,22 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 from filelock import FileLock
-from pydantic import ConfigDict, Field, TypeAdapter
 from tqdm import tqdm
-from typing_extensions import TypedDict
 
 from harness import byte_level
 from harness.byte_level import special_id, token_bytes
 from harness.corpora import READ_BYTES, DataConfig, Texts, find_source, read_source
 from harness.messages import BadInput
-from harness.opening import Damaged, open_inside, parse_json, read_inside
+from harness.prepared import SPLITS, find_damage, hash_of, read_manifest
 
 FORMAT = 1  # goes into every cache key: raise it when prepared files would come out differently
-SPLITS = ("train", "validation", "test")
 CUTS = (90, 95)  # percent of the characters at which validation and test begin
 MANY_DOCUMENTS = 200  # from here on the cuts move to the next document boundary
 TRAINING_BYTES = 64 << 20  # BPE merges are learned from at most this much of the training split
@@ -45,86 +41,32 @@ GROUP = 64  # this many at a time, in parallel on all cores
 count_bytes = partial(tqdm, unit="B", unit_scale=True, delay=2, leave=False, disable=None)  # a bar, on a terminal only
 
 
-class Size(TypedDict):
-    tokens: Annotated[int, Field(ge=0)]
-    bytes: Annotated[int, Field(ge=0)]
+def locate(config: DataConfig) -> tuple[Path, str, list[str]]:
+    """The folder that a corpus has in the cache once it is prepared, and its source: see `find_source`."""
+    kind, files, identity = find_source(config)
+    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
+    if config.tokenizer not in ("bpe", "bytes"):
+        byte_level.load_tokenizer(config.tokenizer)  # refused here, before anything is read
+        settings["tokenizer"] = digest(Path(config.tokenizer))
+    depends_on = [FORMAT, settings, identity, importlib.metadata.version("tokenizers")]
+    return Path(config.cache, hash_of(depends_on)[:20]), kind, files
 
 
-class FileSum(TypedDict):
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: str
+def choose_cache(config: DataConfig) -> DataConfig:
+    """The data of a run that may be somebody else's: its cache counts if the corpus is prepared there already.
 
+    Otherwise the cache is the default one: no folder is made where a stranger's config says.
 
-class Manifest(TypedDict):
-    """What manifest.json says of a prepared corpus; it has more."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    corpus: str
-    tokenizer: str
-    documents: int
-    skipped: int
-    dtype: Literal["uint16", "uint32"]
-    splits: dict[Literal["train", "validation", "test"], Size]
-    files: dict[Literal["train.bin", "validation.bin", "test.bin", "tokenizer.json"], FileSum]
-    sha256: str
-    check: str
-
-
-MANIFEST = TypeAdapter(Manifest)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared corpus. Raises OSError or Damaged if there is none that can be used."""
-    manifest = parse_json(MANIFEST, read_inside(folder, "manifest.json"), folder / "manifest.json")
-    if len(manifest["splits"]) < len(SPLITS) or len(manifest["files"]) <= len(SPLITS):
-        raise Damaged(f"{folder / 'manifest.json'} is damaged: it does not have all splits and files")
-    return manifest
-
-
-class PreparedCorpus:
-    """A corpus of tokens on disk, mapped, with its tokenizer, for batches of these shapes: see `data.load`.
-
-    Bits per byte are the nats over the scored targets / ln 2 / token_bytes[those targets].sum().
+    Raises:
+        BadInput: if the corpus cannot be found, or is on the hub, which nobody here has asked for it, and in no cache.
     """
-
-    def __init__(self, name: str, folder: Path, seed: int, batch_size: int, seq_len: int) -> None:
-        self.name, self.seed, self.batch_size, self.seq_len = name, seed, batch_size, seq_len
-        self.folder, self.manifest = folder, read_manifest(folder)
-        self.sha256 = self.manifest["sha256"]  # identity of the data: of the tokens of all splits and of the tokenizer
-        self.tokenizer = byte_level.parse_tokenizer(read_inside(folder, "tokenizer.json"))
-        self.token_bytes = token_bytes(self.tokenizer)  # (V,) int64, 0 for a special token
-        self.vocab_size = len(self.token_bytes)
-        self.end_of_text = special_id(self.tokenizer, byte_level.END_OF_TEXT)  # after every document
-        self.padding = special_id(self.tokenizer, byte_level.PADDING)  # fills a last window; never scored
-        self._tokens = {split: map_tokens(folder, split, self.manifest["dtype"]) for split in SPLITS}
-
-    def tokens(self, split: str) -> np.ndarray:
-        """All tokens of train, validation or test, in the corpus's order, (N,) uint16 or uint32, mapped read-only."""
-        return self._tokens[split]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end of text; the text of a special token is ordinary text."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens appear by name, bytes that are not UTF-8 as U+FFFD."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def describe(self) -> str:
-        """One line: corpus, tokenizer, and tokens and bytes of each split."""
-        made = self.manifest
-        skipped = f" ({made['skipped']:,} empty or null texts skipped)" if made["skipped"] else ""
-        what = f"documents {made['documents']:,}{skipped}, {made['tokenizer']} of {self.vocab_size:,} entries"
-        sizes = made["splits"].items()
-        splits = [f"{split} {size['tokens']:,} tokens ({size['bytes'] / 1e6:.2f} MB)" for split, size in sizes]
-        return ", ".join([self.name, what, *splits])
-
-
-def map_tokens(folder: Path, split: str, dtype: str) -> np.ndarray:
-    """All tokens of a split, (N,), mapped read-only. Raises OSError or Damaged if they cannot be used."""
-    with open_inside(folder, f"{split}.bin") as file:
-        empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
-        return np.zeros(0, dtype) if empty else np.memmap(file, dtype, "r")
+    text = replace(config, corpus="kjv") if config.corpus.startswith("task:") else config
+    caches = [replace(text, cache=cache) for cache in (config.cache, DataConfig.cache)]
+    cache = next((each.cache for each in caches if locate(each)[0].is_dir()), None)
+    if cache is None and locate(text)[1] == "hub":
+        fix = "prepare it here first, by a training run with the same options of --data"
+        raise BadInput(f"--data.corpus {config.corpus!r} is on the Hugging Face hub and in no cache: {fix}")
+    return replace(config, cache=cache or DataConfig.cache)
 
 
 def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
@@ -134,13 +76,7 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
     changed or removed is noticed by its size and hash; the corpus is then prepared again, with a warning on stderr.
     What it raises, see `data.load`.
     """
-    kind, files, identity = find_source(config)
-    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
-    if config.tokenizer not in ("bpe", "bytes"):
-        byte_level.load_tokenizer(config.tokenizer)  # refused here, before anything is read
-        settings["tokenizer"] = digest(Path(config.tokenizer))
-    depends_on = [FORMAT, settings, identity, importlib.metadata.version("tokenizers")]
-    folder = Path(config.cache, hash_of(depends_on)[:20])
+    folder, kind, files = locate(config)
     lock, libraries = Path(f"{folder}.lock"), Path(config.cache, "datasets")
     own = missing(lock, libraries)
     with gone_if_refused(missing(*folder.parents)), locked(lock, config), gone_if_refused(missing(folder) + own):
@@ -353,32 +289,3 @@ def digest(path: Path) -> str:
     """A file's sha256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_of(value: Any) -> str:
-    """The sha256 of anything JSON can write."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a prepared corpus, or None if it is there and whole."""
-    try:
-        manifest = read_manifest(folder)
-        if manifest.pop("check") != hash_of(manifest):
-            return "manifest.json was changed"
-        for name, recorded in manifest["files"].items():
-            with open_inside(folder, name) as file:
-                if (size := os.fstat(file.fileno()).st_size) != recorded["bytes"]:
-                    return f"{name} has {size:,} bytes and not {recorded['bytes']:,}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != recorded["sha256"]:
-                    return f"{name} was changed"
-        entries = len(token_bytes(byte_level.parse_tokenizer(read_inside(folder, "tokenizer.json"))))
-        for split in SPLITS:
-            tokens = map_tokens(folder, split, manifest["dtype"])
-            if len(tokens) != manifest["splits"][split]["tokens"] or tokens.max(initial=0) >= entries:
-                return f"{split}.bin does not fit the manifest and the tokenizer"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
-        return f"it cannot be used ({' '.join(str(error).split())[:200]})"
-    return None

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from harness.corpora import DataConfig
 from harness.messages import BadInput, nearest
-from harness.preparing import PreparedCorpus, find_or_prepare, hash_of
+from harness.prepared import PreparedCorpus, hash_of
+from harness.preparing import find_or_prepare
 
 SMALL, CAPITALS = np.arange(ord("a"), ord("q")), np.arange(ord("A"), ord("Q"))
 LETTERS, DIGITS = np.concatenate((SMALL, CAPITALS)), np.arange(ord("0"), ord("9") + 1)  # few: each has to be learned

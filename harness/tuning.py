@@ -13,7 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from harness.corpora import DataConfig
 from harness.messages import BadInput
+from harness.preparing import choose_cache
 from harness.runs import FinishedRun, load_finished_run
 from model import ModelConfig, Transformer
 from positions import Rope
@@ -48,6 +50,10 @@ def defaults_from(old: FinishedRun, given: Any, run_config: Callable[..., Any]) 
         BadInput: if the old run has settings that this class refuses.
     """
     values = {f"data.{name}": value for name, value in asdict(old.data).items()}
+    try:
+        values["data.cache"] = choose_cache(old.data).cache
+    except BadInput:  # of a corpus that is not here; another may be asked for
+        values["data.cache"] = DataConfig.cache
     for name, value in asdict(old.model_config).items():
         if not isinstance(value, dict):
             values[f"model.{name}"] = value

@@ -395,6 +395,30 @@ def test_a_file_that_is_there_survives_a_refusal(sharp_run, refused, tmp_path):
     assert (tmp_path / "old.json").read_text() == "old"
 
 
+def with_data(folder: Path, **values: str) -> Path:
+    """A run's folder whose config.yaml says otherwise where its text is."""
+    sections = yaml.safe_load((folder / "config.yaml").read_text())
+    sections["data"] |= values
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    return folder
+
+
+def test_no_folder_is_made_where_a_strangers_config_says(sharp_run, tmp_path, monkeypatch):
+    folder = with_data(Path(shutil.copytree(sharp_run, tmp_path / "run")), cache=str(tmp_path / "elsewhere" / "deep"))
+    monkeypatch.chdir(tmp_path)
+    evaluate.main([str(folder), "--lengths", "16"])
+    assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / data.DataConfig.cache).is_dir()
+
+
+def test_a_strangers_config_does_not_make_us_ask_the_hub(sharp_run, tmp_path, monkeypatch, at_the_shell):
+    folder = with_data(Path(shutil.copytree(sharp_run, tmp_path / "run")), corpus="owner/name")
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    outcome = at_the_shell(evaluate.main, [str(folder)])
+    assert outcome.code == 2
+    assert "'owner/name' is on the Hugging Face hub and in no cache" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("flag", "name", "says"),
     [
