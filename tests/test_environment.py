@@ -140,15 +140,14 @@ def test_an_error_of_the_system_that_nobody_foresaw_is_a_line(at_the_shell):
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
 def test_a_run_that_may_not_be_read_is_not_called_damaged(finished, tmp_path, monkeypatch, name):
     folder = Path(shutil.copytree(finished("rope"), tmp_path / "rope"))
-    for reader in ("read_text", "read_bytes"):
-        original = getattr(Path, reader)
+    real = runs.read_inside
 
-        def read(path, *args, original=original, **kwargs):
-            if path.name == name:
-                raise PermissionError(13, "Permission denied", str(path))
-            return original(path, *args, **kwargs)
+    def read(folder: Path, file: str) -> bytes:
+        if file == name:
+            raise PermissionError(13, "Permission denied", str(folder / file))
+        return real(folder, file)
 
-        monkeypatch.setattr(Path, reader, read)
+    monkeypatch.setattr(runs, "read_inside", read)
     with pytest.raises(BadInput, match=rf"{name} cannot be read \(Permission denied\)"):
         runs.load_finished_run(folder)
 
@@ -180,7 +179,7 @@ def test_pictures_are_drawn_whatever_backend_a_notebook_has_named(tmp_path):
     path = tmp_path / "a.png"
     outcome = fresh(
         "-c",
-        f"from harness import pictures\nwith pictures.picture({str(path)!r}, 1, 1, (1, 1)): pass",
+        f"from pathlib import *; from harness.pictures import *\nwith picture(Path({str(path)!r}), 1, 1, (1, 1)): pass",
         MPLBACKEND="module://no_such.backend",
     )
     assert path.read_bytes().startswith(b"\x89PNG"), outcome.stderr
