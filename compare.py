@@ -30,14 +30,15 @@ from harness import devices, report
 from harness.cluster import Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
-from harness.jobs import Job, ProcessJob, read_lengths, run_jobs
+from harness.jobs import Job, ProcessJob, is_trained, own, read_lengths, run_here, run_jobs, wait_for_orphans
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
-from harness.ranges import Above0, AtLeast1, Seed
+from harness.ranges import AtLeast1, Multiple, Seed
 from harness.retrieval import empty_rows, measure_accuracy
+from harness.run import Run
 from harness.run_options import fit_vocabulary, make_run_parser, parse_explicit, parse_run
-from harness.runs import load_finished_run, read_result
+from harness.runs import load_finished_run, read_result, weights_sha256
 from harness.scoring import measure_loss_by_length, score_targets
 from harness.tables import group_by
 from harness.tasks import TaskCorpus
@@ -65,29 +66,32 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         jobs, at_once = plan_jobs(asked, *configs)
     except ValueError as error:
         raise BadInput(parser.explain(error)) from error
-    waiting = [job for job in jobs if not is_finished(job)]
-    # Prepared once, before anything starts, so that a problem with the text is reported now.
-    corpus = data.load(jobs[0].data, jobs[0].run.seed, jobs[0].run.batch_size, jobs[0].model.seq_len)
-    fit_vocabulary(jobs[0].model, corpus)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / ".writable", "")
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise BadInput(f"--out {out} cannot be written ({error.strerror}): name a folder that can") from error
-    names, done = ", ".join(job.run.name for job in jobs), len(jobs) - len(waiting)
-    before = f"; {done} finished before" if done else ""
-    print(f"{len(jobs)} runs of {jobs[0].run.steps} steps ({names}), {at_once} at a time{before}", flush=True)
-    print(corpus.describe(), flush=True)
-    if launcher and waiting:
-        launcher.open()
-        run_jobs([begin_job(job, corpus) for job in waiting], at_once, partial(launcher.start, work))
-    elif at_once == 1:
-        for job in waiting:
-            work(job)
-    else:
-        run_jobs(waiting, at_once, partial(ProcessJob, work))
+    with own(out) as take:
+        wait_for_orphans(jobs)
+        waiting = [job for job in jobs if not is_finished(job)]
+        accepted = [refuse_impossible(job, on_cluster=bool(launcher)) for job in waiting]
+        # Prepared once, before anything starts, so that a problem with the text is reported now.
+        corpus = data.load(jobs[0].data, jobs[0].run.seed, jobs[0].run.batch_size, jobs[0].model.seq_len)
+        fit_vocabulary(jobs[0].model, corpus)
+        for run_ in filter(None, accepted):
+            run_.complete_model_config(corpus)
+        take()
+        names, done = ", ".join(job.run.name for job in jobs), len(jobs) - len(waiting)
+        before = f"; {done} finished before" if done else ""
+        print(f"{len(jobs)} runs of {jobs[0].run.steps} steps ({names}), {at_once} at a time{before}", flush=True)
+        print(corpus.describe(), flush=True)
+        if launcher and waiting:
+            launcher.open()
+            run_jobs([begin_job(job, corpus) for job in waiting], at_once, partial(launcher.start, work))
+        elif at_once == 1:
+            run_here(waiting, work)
+        else:
+            run_jobs(waiting, at_once, partial(ProcessJob, work))
+        return write_report(jobs, out)
 
+
+def write_report(jobs: list[Job], out: Path) -> dict[str, Any]:
+    """Write and print what came out; returns the summary."""
     summary = report.summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     report.draw_curves(summary, out / "curves.png", out)
@@ -114,7 +118,7 @@ def make_parser() -> Parser:
     parser.add_class_arguments(SlurmConfig, "slurm")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the runs, pictures and report")
     multiples, what = [1 / 4, 1 / 2, 1, 2, 4, 8], "context lengths to score, in trained lengths"
-    parser.add_argument("--multiples", type=Above0, nargs="+", default=multiples, help=what)
+    parser.add_argument("--multiples", type=Multiple, nargs="+", default=multiples, help=what)
     parser.set_defaults({"model.position": "none"})  # fits any shape; plan_jobs checks the schemes that are compared
     return parser
 
@@ -172,7 +176,20 @@ def is_finished(job: Job) -> bool:
             f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.run.name} there has "
             f"{'; '.join(found)}: choose another --out, or --run.overwrite true"
         )
-    return finished and list(read_lengths(job)) == [str(length) for length in job.lengths]
+    return is_trained(job) and list(read_lengths(job)) == [str(length) for length in job.lengths]
+
+
+def refuse_impossible(job: Job, on_cluster: bool) -> Run | None:
+    """Raise BadInput for a job whose run would be refused, before any job starts or leaves a log.
+
+    The run that is returned can tell whether memory will hold it, once the text is there. On a cluster, devices and
+    memory are another machine's; and a finished run has been accepted before.
+    """
+    if not job.run.overwrite and read_result(job.folder).get("status") == "finished":
+        return None
+    elsewhere = {"device": "cpu", "precision": "fp32", "compile": False} if on_cluster else {}
+    run_ = Run(job.data, job.model, replace(job.run, **elsewhere, resume=not job.run.overwrite))
+    return None if on_cluster else run_
 
 
 def begin_job(job: Job, corpus: data.Corpus) -> Job:
@@ -185,13 +202,14 @@ def begin_job(job: Job, corpus: data.Corpus) -> Job:
 
 
 def work(job: Job) -> None:
-    """Train a job's run, unless that is done, and measure it at the other lengths."""
+    """Train a job's run, unless that is done, and measure it; measured.json, written last, says on which weights."""
     load_plugins(job.plugins)
     if job.run.threads:
         torch.set_num_threads(job.run.threads)
-    if job.run.overwrite or read_result(job.folder).get("status") != "finished":
+    if job.run.overwrite or not is_trained(job):  # a finished run whose weights are damaged is made again
         train.train(job.data, job.model, replace(job.run, resume=not job.run.overwrite))
-    device = devices.pick_device(job.run.device)
+    (job.folder / "measured.json").unlink(missing_ok=True)
+    device, measured = devices.pick_device(job.run.device), {"weights_sha256": weights_sha256(job.folder)}
     _, autocast = devices.pick_precision(job.run.precision, device)
     model = load_finished_run(job.folder, str(device)).model
     corpus = data.load(job.data, job.run.seed, job.run.batch_size, job.model.seq_len)
@@ -201,6 +219,7 @@ def work(job: Job) -> None:
     else:
         losses = measure_loss_by_length(model, corpus, "validation", job.lengths, device, autocast)
     write_whole(job.folder / "lengths.json", json.dumps(losses, indent=2) + "\n")
+    write_whole(job.folder / "measured.json", json.dumps(measured, indent=2) + "\n")
 
 
 def measure_tasks(job: Job, corpus: TaskCorpus, score: Callable[[Tensor, Tensor], Tensor]) -> dict[int, float | None]:

@@ -158,6 +158,7 @@ class SubmittedJob:
     """A job that submitit has accepted; `jobs.ProcessJob` has the same methods."""
 
     pause = 5.0  # seconds between two looks at it: many users share a cluster's disk
+    code: int | None = None  # the exit code, once it has reported one
 
     def __init__(self, job: Any) -> None:
         self.job, self.log = job, job.paths.stdout
@@ -167,10 +168,10 @@ class SubmittedJob:
         if not self.job.done():
             return None
         try:
-            code = self.job.result()
+            self.code = self.job.result()
         except Exception:  # killed or cancelled before it could report; or it broke, and its log says how
             return f"(job {self.job.job_id}) did not finish, {self.job.state}"
-        return f"(job {self.job.job_id}) ended with code {code}" if code else ""
+        return f"(job {self.job.job_id}) ended with code {self.code}" if self.code else ""
 
     def terminate(self) -> None:
         """Ask the run to save and end; a job that is still queued is cancelled."""

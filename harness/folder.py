@@ -38,8 +38,8 @@ from harness.scalings import as_longrope
 from model import Transformer
 
 # What a new run removes of an old one, in this order: what says that it is finished first, checkpoints before metrics.
-FILES = ("result.json", "checkpoints", "metrics.jsonl", "model.safetensors", "tokenizer.json", "lengths.json")
-FILES += ("longrope.yaml", "accuracy.json", "evaluate.png", "wandb")
+FILES = ("result.json", "checkpoints", "metrics.jsonl", "model.safetensors", "tokenizer.json", "measured.json")
+FILES += ("lengths.json", "longrope.yaml", "accuracy.json", "evaluate.png", "wandb")
 
 # A resumed run may change these: they say where it works and what it shows, and touch its result by rounding at most.
 # The precision is compared as it came out, since `auto` may come out otherwise on another device.

@@ -1,24 +1,46 @@
-"""The runs of a comparison as jobs: several at a time, each in a process of its own, with a progress bar for each."""
+"""The runs of a comparison as jobs: several at a time, each in a process of its own, with a progress bar for each.
 
-import json
+The processes belong to the one that started them: when it ends, even by `kill -9`, they save and end too.
+"""
+
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
+from harness import runs
 from harness.cluster import SubmittedJob
 from harness.corpora import DataConfig
-from harness.messages import RunFailed, run_main
+from harness.messages import BadInput, RunFailed, run_main
+from harness.opening import Damaged
 from harness.plugins import LOADED
-from harness.runs import read_metrics
+from harness.runs import read_json, read_metrics, read_result, weights_sha256
 from model import ModelConfig
+
+NAME = "compare.py"  # with which a job's messages begin
+PATIENCE = 30.0  # seconds in which a run whose comparison was killed may finish its step and save
+
+
+class Measured(TypedDict):
+    """What measured.json says, beside lengths.json and accuracy.json."""
+
+    weights_sha256: str  # of the weights that they were measured on
+
+
+MEASURED = TypeAdapter(Measured)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +58,88 @@ class Job:
         return Path(self.run.out)
 
 
+def hash_weights(job: Job) -> str | None:
+    """The hash of a job's weights; None if there are none that can be read."""
+    try:
+        return weights_sha256(job.folder)
+    except (OSError, Damaged):
+        return None
+
+
+def is_trained(job: Job) -> bool:
+    """Whether a job's folder holds its finished run, with the weights that its result.json was measured on."""
+    result, found = read_result(job.folder), hash_weights(job)
+    return result.get("status") == "finished" and found is not None and result.get("weights_sha256", found) == found
+
+
 def read_lengths(job: Job) -> dict[str, float | None]:
-    """Loss by context length, as the job has written it; empty if it has not measured it yet."""
-    file = job.folder / "lengths.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    """Loss by context length, if the job has measured it on the weights that are there; empty otherwise."""
+    measured = read_json(job.folder, "measured.json", MEASURED)
+    if measured is None or measured["weights_sha256"] != hash_weights(job):
+        return {}
+    if job.data.corpus.startswith("task:") and not runs.read_accuracy(job.folder):
+        return {}
+    return runs.read_lengths(job.folder)
+
+
+# ---- who may write ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own(out: Path) -> Iterator[Callable[[], None]]:
+    """Keep other comparisons out of a comparison's folder.
+
+    Yields a function that makes the folder, if need be, and locks it: call it before anything is written there. If a
+    comparison was there before, the lock is taken at once; otherwise what is refused would leave a lock behind.
+
+    Raises:
+        BadInput: if another process holds the lock, or the folder cannot be written.
+    """
+    lock = FileLock(out / ".lock", timeout=0, fallback_to_soft=False)
+
+    def take() -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            what = "is being written by another process: wait until that has ended, or choose another --out"
+            raise BadInput(f"--out {out} {what}") from error
+        except OSError as error:
+            raise BadInput(f"--out {out} cannot be written ({error.strerror}): name a folder that can") from error
+
+    try:
+        if os.path.isfile(out / ".lock"):  # unlike Path.is_file, false for a name too long to be one
+            take()
+        yield take
+    finally:
+        lock.release(force=True)
+
+
+def wait_for_orphans(jobs: list[Job]) -> None:
+    """Wait until nobody trains these jobs' runs any more, as those do whose comparison was killed, until they saved.
+
+    Raises:
+        BadInput: if one is still written after `PATIENCE` seconds.
+    """
+    until = time.monotonic() + PATIENCE
+    for job in jobs:
+        if (job.folder / ".lock").is_file() and not (job.folder / ".lock").is_symlink():  # a run refuses links
+            lock = FileLock(job.folder / ".lock", fallback_to_soft=False)
+            try:
+                lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            except Timeout as error:
+                what = f"the run {job.run.name} there is being written by another process: wait until that has ended"
+                raise BadInput(f"--out {job.folder.parent}: {what}, or choose another --out") from error
+            lock.release()
+
+
+def end_with_parent() -> None:
+    """Once the process that started this one is gone, however it ended, tell this one to save and end."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# ---- the jobs --------------------------------------------------------------------------------------------------------
 
 
 class ProcessJob(SpawnProcess):
@@ -54,11 +154,18 @@ class ProcessJob(SpawnProcess):
 
     def run(self) -> None:
         """Do the work, with all output in the log file."""
+        threading.Thread(target=end_with_parent, daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; compare.py passes it on
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        sys.argv = [NAME]
         run_main(lambda argv: self.work(self.job))
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, once it has ended."""
+        return self.exitcode
 
     def poll(self) -> str | None:
         """None while it runs, "" if it has succeeded, otherwise how it ended."""
@@ -66,11 +173,25 @@ class ProcessJob(SpawnProcess):
         return None if code is None else f"ended with code {code}" if code else ""
 
 
+def run_here(jobs: list[Job], work: Callable[[Job], None]) -> None:
+    """Run jobs one after the other in this process; what fails is reported as by `run_jobs`."""
+    failed = []
+    for job in jobs:
+        try:
+            work(job)
+        except BadInput as error:
+            failed.append((2, str(error)))
+        except RunFailed as error:
+            failed.append((3, f"{job.run.name} ended with code 3: {error}"))
+    report_failures(failed)
+
+
 def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | SubmittedJob]) -> None:
     """Run jobs, at most `at_once` of them at a time, and show the progress of each.
 
     Raises:
-        RunFailed: if any job failed, after the others have finished.
+        BadInput: if any job was refused, after the others have finished.
+        RunFailed: if any job failed otherwise.
     """
     on_screen = sys.stderr.isatty()
     width = max((len(job.run.name) for job in jobs), default=0)
@@ -92,9 +213,7 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
                     del running[job]
                     bars[job].set_postfix_str("failed" if end else "done")
                     if end:
-                        log = started.log.read_text(errors="replace").strip() if started.log.exists() else ""
-                        said = log.split("\n")[-1].strip() or "it printed nothing"
-                        failed.append(f"{job.run.name} {end}: {said} (log: {started.log})")
+                        failed.append((started.code, describe_end(job, started, end)))
     finally:
         for started, _ in running.values():
             started.terminate()
@@ -102,16 +221,35 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
             started.join()
         for bar in bars.values():
             bar.close()
+    report_failures(failed)
+
+
+def describe_end(job: Job, started: ProcessJob | SubmittedJob, end: str) -> str:
+    """What went wrong with a job, in a line: what it reported itself, or else the last line of its log."""
+    lines = started.log.read_text(errors="replace").strip().splitlines() if started.log.exists() else []
+    if started.code in (2, 3):
+        reports = [line.removeprefix(f"{NAME}: ") for line in lines if line.startswith(f"{NAME}: ")]
+        said = next((line for line in reversed(reports) if not line.startswith("warning: ")), "it printed nothing")
+        if started.code == 2:
+            started.log.unlink(missing_ok=True)  # nothing was done, and all is said
+        return said if started.code == 2 else f"{job.run.name} {end}: {said}"
+    return f"{job.run.name} {end}: {lines[-1].strip() if lines else 'it printed nothing'} (log: {started.log})"
+
+
+def report_failures(failed: list[tuple[int | None, str]]) -> None:
+    """Raise one error for all jobs that failed, each with its exit code and a line: BadInput if one was refused."""
     if failed:
-        raise RunFailed("; ".join(failed))
+        refused = any(code == 2 for code, _ in failed)
+        raise (BadInput if refused else RunFailed)("; ".join(dict.fromkeys(line for _, line in failed)))
 
 
 def show_progress(job: Job, bar: tqdm, started: float, on_screen: bool) -> None:
     """Advance a job's bar to the last step its run has logged; without a screen, print a line every tenth."""
     if not (job.folder / "metrics.jsonl").exists() or (job.folder / "metrics.jsonl").stat().st_mtime < started - 1:
         return  # the log of an earlier run
-    # A step whose loss is NaN has no loss here; the run itself reports it when it ends.
-    events = [e for e in read_metrics(job.folder, tail=2000) if e["split"] == "train" and e["loss"] is not None]
+    # A step whose loss or gradient is NaN has no loss or no seconds here; the run itself reports it when it ends.
+    events = [event for event in read_metrics(job.folder, tail=2000) if event["split"] == "train"]
+    events = [event for event in events if event["loss"] is not None and "seconds" in event]
     if not events or events[-1]["step"] == bar.n:
         return
     before, step, loss = bar.n, events[-1]["step"], events[-1]["loss"]

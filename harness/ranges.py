@@ -14,6 +14,7 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid")  # of every option class
 AtLeast1 = Annotated[int, Field(ge=1, le=10**12)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Multiple = Annotated[float, Field(gt=0, le=1_000_000)]  # of a trained length
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 KINDS = {  # what pydantic calls a value of a wrong kind -> what it must be
     "int_type": "a whole number",

@@ -13,7 +13,7 @@ from harness.messages import BadInput
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
 from harness.ranges import read_section
-from harness.runs import read_accuracy, read_metrics, read_result
+from harness.runs import read_accuracy, read_metrics, read_result, weights_sha256
 from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
@@ -39,6 +39,7 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
         result = read_result(job.folder)
         run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in names}}
         run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
+        run_["weights_sha256"] = weights_sha256(job.folder)  # of what all these figures were measured on
         run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
             rows = read_accuracy(job.folder)

@@ -375,6 +375,7 @@ train | --model.rope.base 1e300              | --model.rope.base 1e+300; at most
 train | --model.rope.original_length 1       | --model.rope.original_length 1; at least 2
 train | --model.rope.scaling ntk --model.rope.factor 1e308 | --model.rope.factor 1e+308; at most 1,000,000
 compare | --multiples 0                      | --multiples 0; above 0
+compare | --multiples 1e18                   | --multiples 1e18; at most 1000000
 compare | --multiples .inf                   | --multiples .inf; a valid number
 compare | --multiples x                      | --multiples x; a valid number
 compare | --schemes ''                       | --schemes ''; none, sinusoidal

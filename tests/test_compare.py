@@ -9,21 +9,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn import functional as F
 
 import compare
 import train
-from harness import report
+from harness import devices, jobs, report
 from harness.checkpoints import last_whole
-from harness.messages import BadInput, RunFailed
-from harness.runs import load_finished_run, read_result
+from harness.messages import BadInput
+from harness.runs import load_finished_run, read_result, weights_sha256
 from harness.tables import format_mean
 from positions import SCHEMES
 
@@ -33,7 +37,7 @@ DOCUMENTED = {
     *("scheme", "seed", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"),
     *("learning_rate", "loss_by_length", "shared_init_sha256", "batches_sha256", "seconds", "tokens_per_second"),
 }
-BESIDES = {"data_sha256", "precision", "device", "threads", "versions"}
+BESIDES = {"weights_sha256", "data_sha256", "precision", "device", "threads", "versions"}
 
 
 def flags(small: list[str], out: Path, *more: str, schemes: tuple[str, ...] = COMPARED) -> list[str]:
@@ -318,6 +322,40 @@ def test_a_run_stopped_before_its_lengths_is_measured_and_not_trained(comparison
     assert (comparison / "rope-seed1" / "lengths.json").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["measured.json", "lengths.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"7", b'{"weights_sha256": "' + b"deadbeef" * 8 + b'"}'])
+def test_losses_that_are_not_known_to_be_of_these_weights_are_measured_again(
+    comparison, small, monkeypatch, name, content
+):
+    forbid_training(monkeypatch)
+    folder = comparison / "rope-seed1"
+    before = {file: (folder / file).read_bytes() for file in ("lengths.json", "measured.json")}
+    wrong = dict.fromkeys(json.loads(before["lengths.json"]), 0.0)
+    (folder / "lengths.json").write_text(json.dumps(wrong))
+    (folder / name).write_bytes(content) if content is not None else (folder / name).unlink()
+    summary = compare.main(flags(small, comparison))
+    assert {file: (folder / file).read_bytes() for file in before} == before
+    assert run_of(summary, "rope", 1)["loss_by_length"] == json.loads(before["lengths.json"])
+
+
+@pytest.mark.parametrize("what", ["flipped", "missing", "of another run", "measured too"])
+def test_weights_that_are_not_those_of_result_json_are_made_again_before_anything_is_ranked(
+    comparison, small, what, summary
+):
+    folder = comparison / "rope-seed1"
+    file, good = folder / "model.safetensors", weights(comparison)["rope-seed1"][1]
+    bad = (comparison / "rope-seed0" / file.name).read_bytes() if what == "of another run" else good[:-1] + b"?"
+    file.unlink() if what == "missing" else file.write_bytes(bad)
+    if what == "measured too":
+        (folder / "measured.json").write_text(json.dumps({"weights_sha256": weights_sha256(folder)}))
+    made = compare.main(flags(small, comparison))
+    assert file.read_bytes() == good
+    run_, before = run_of(made, "rope", 1), run_of(summary, "rope", 1)
+    for name in ("weights_sha256", "val_loss", "loss_by_length"):
+        assert run_[name] == before[name]
+    assert run_["weights_sha256"] == weights_sha256(folder)
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "names"),
     [
@@ -380,17 +418,16 @@ def test_runs_of_one_seed_that_differ_in_more_than_their_scheme_are_refused(comp
 def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_is_named(small, tmp_path, summary):
     argv = flags(small, tmp_path / "out", "--seeds", "0", "--jobs", "2", schemes=("none", "rope", "alibi"))
     blocked = tmp_path / "out" / "none-seed0"
-    blocked.mkdir(parents=True)
-    (blocked / "thesis.tex").write_text("in the way of one run, and of it alone")
-    with pytest.raises(RunFailed) as failed:
-        compare.main(argv)
-    assert "none-seed0 ended with code 2" in str(failed.value)
-    assert "other things in it" in str(failed.value)
-    assert "\n" not in str(failed.value)
-    assert not (tmp_path / "out" / "summary.json").exists()
-    for scheme in ("rope", "alibi"):  # the others are finished first
-        assert scheme not in str(failed.value)
-        assert read_result(tmp_path / "out" / f"{scheme}-seed0")["status"] == "finished"
+    (blocked / ".lock").mkdir(parents=True)  # in the way of one run, which finds out only when it takes its folder
+    said = f"--run.out {blocked} cannot be written (Is a directory): name a folder that can"
+    for at_once in ("2", "1"):  # alike: the code is 2, the line has no word of processes
+        with pytest.raises(BadInput) as refused:
+            compare.main([*argv, "--jobs", at_once])
+        assert str(refused.value) == said
+        assert not (tmp_path / "out" / "summary.json").exists()
+        for scheme in ("rope", "alibi"):  # the others are finished first
+            assert read_result(tmp_path / "out" / f"{scheme}-seed0")["status"] == "finished"
+        assert sorted(path.name for path in (tmp_path / "out").glob("*.log")) == ["alibi-seed0.log", "rope-seed0.log"]
 
     shutil.rmtree(blocked)
     compare.main([*argv, "--jobs", "1"])
@@ -402,19 +439,55 @@ def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_
         assert {name: run[name] for name in same} == {name: theirs[name] for name in same}
 
 
-def test_a_job_that_fails_is_named_and_ends_with_code_3(small, tmp_path, at_the_shell):
-    argv = flags(small, tmp_path / "out", "--run.learning_rate", "10", schemes=("alibi",))
-    argv += ["--run.weight_decay", "1000", "--model.init_std", "100"]
-    outcome = at_the_shell(compare.main, argv)
-    assert outcome.code == 3
-    (line,) = outcome.err.splitlines()
-    assert "alibi-seed0" in line
-    assert not (tmp_path / "out" / "summary.json").exists()
+def test_jobs_that_fail_are_named_and_end_with_code_3_and_the_same_line_however_many_run_at_a_time(
+    small, tmp_path, at_the_shell
+):
+    lines = set()
+    for at_once in ("1", "2"):
+        argv = flags(small, tmp_path / at_once, "--run.learning_rate", "10", schemes=("alibi", "none"))
+        argv += ["--run.weight_decay", "1000", "--model.init_std", "100", "--seeds", "0", "--jobs", at_once]
+        outcome = at_the_shell(compare.main, argv)
+        assert outcome.code == 3
+        (line,) = outcome.err.splitlines()
+        lines.add(line.partition(": ")[2].replace(str(tmp_path / at_once), "out"))
+        assert not (tmp_path / at_once / "summary.json").exists()
+    (line,) = lines
+    assert "alibi-seed0 ended with code 3: " in line
+    assert "; none-seed0 ended with code 3: " in line
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_comparison_stops_its_runs_and_they_save_and_say_how_far_they_got(small, tmp_path, number, code):
-    out, steps = tmp_path / "out", "1000000"
+@pytest.mark.parametrize("at_once", ["1", "2"])
+@pytest.mark.parametrize(
+    ("place", "more", "words"),
+    [
+        ("taken", [], r"taken/rope-seed0 is a folder with other things in it"),
+        ("run/inside", [], r"inside/none-seed0 lies inside another run, .*run: "),
+        ("new", ["--run.batch_size", "1000000000000"], r"--run.batch_size 1000000000000, .* would need .* of memory"),
+        ("new", ["--run.compile", "true"], r"--run.compile true needs a C\+\+ compiler"),
+        ("new", ["--model.vocab_size", "100"], r"--model.vocab_size 100 is below"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_before_any_starts_however_many_run_at_a_time(
+    small, tmp_path, monkeypatch, place, more, words, at_once
+):
+    (tmp_path / "taken" / "rope-seed0").mkdir(parents=True)
+    (tmp_path / "taken" / "rope-seed0" / "thesis.tex").write_text("not ours")
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / "run" / name).touch()
+    monkeypatch.setattr(devices, "has_compiler", lambda: False)
+    for starts in ("run_jobs", "run_here"):
+        monkeypatch.setattr(compare, starts, lambda *_: pytest.fail("something started"))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match=words):
+        compare.main(flags(small, tmp_path / place, *more, "--jobs", at_once, schemes=("none", "rope")))
+    assert set(tmp_path.rglob("*")) == before
+
+
+@contextmanager
+def endless(small: list[str], out: Path) -> Iterator[subprocess.Popen]:
+    """A comparison of two long runs at a time, each of which has trained some steps; killed at the end."""
+    steps = "1000000"
     more = ["--seeds", "0", "--jobs", "2", "--run.steps", steps, "--run.eval_every", steps]
     command = [sys.executable, REPOSITORY / "compare.py", *flags(small, out, *more, schemes=("rope", "none"))]
     process = subprocess.Popen(
@@ -428,23 +501,69 @@ def test_a_stopped_comparison_stops_its_runs_and_they_save_and_say_how_far_they_
     )
     logs = [out / name / "metrics.jsonl" for name in ("rope-seed0", "none-seed0")]
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while not all(log.exists() and log.stat().st_size > 1000 for log in logs):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, number)  # as a terminal or a cluster does: to the runs too, which then hear it twice
-        _, err = process.communicate(timeout=60)
+        yield process
     finally:
         process.kill()
+
+
+def assert_saved_and_ended(folders: list[Path]) -> None:
+    for folder in folders:
+        assert read_result(folder)["status"] == "interrupted"
+        assert read_result(folder)["step"] == last_whole(folder).state["step"] >= 1
+        size = (folder / "metrics.jsonl").stat().st_size
+        time.sleep(0.1)
+        assert (folder / "metrics.jsonl").stat().st_size == size  # nobody writes on
+
+
+def test_runs_end_and_save_when_their_comparison_is_killed_and_a_second_one_is_refused_until_then(small, tmp_path):
+    out = tmp_path / "out"
+    folders = [out / "rope-seed0", out / "none-seed0"]
+    with endless(small, out) as process:
+        with pytest.raises(BadInput, match=f"--out {out} is being written by another process: wait until that has"):
+            compare.main(flags(small, out, schemes=("rope", "none")))
+        process.kill()  # kill -9: it cannot tell its runs
+        process.wait()
+    for folder in folders:  # each holds its folder until it has ended
+        with FileLock(folder / ".lock", timeout=200, fallback_to_soft=False):
+            pass
+    assert_saved_and_ended(folders)
+    for folder in folders:
+        assert "interrupted at step" in (out / f"{folder.name}.log").read_text()
+
+
+def test_a_run_that_still_saves_is_waited_for_before_anything_is_done_and_then_refused_by_name(
+    comparison, small, monkeypatch
+):
+    forbid_training(monkeypatch)
+    held = FileLock(comparison / "rope-seed1" / ".lock", thread_local=False)
+    held.acquire()
+    monkeypatch.setattr(jobs, "PATIENCE", 0.3)
+    monkeypatch.setattr(compare, "is_finished", lambda job: pytest.fail("not waited for"))
+    with pytest.raises(BadInput, match=rf"--out {comparison}: the run rope-seed1 there is being written"):
+        compare.main(flags(small, comparison))
+    monkeypatch.undo()
+    forbid_training(monkeypatch)
+    release = threading.Timer(1.0, held.release)
+    release.start()
+    compare.main(flags(small, comparison))
+    assert not held.is_locked
+    release.join()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_comparison_stops_its_runs_and_they_save_and_say_how_far_they_got(small, tmp_path, number, code):
+    out = tmp_path / "out"
+    with endless(small, out) as process:
+        os.killpg(process.pid, number)  # as a terminal or a cluster does: to the runs too, which then hear it twice
+        _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    for log in logs:
-        assert read_result(log.parent)["status"] == "interrupted"
-        assert read_result(log.parent)["step"] == last_whole(log.parent).state["step"] >= 1
-        size = log.stat().st_size
-        time.sleep(0.1)
-        assert log.stat().st_size == size  # nobody writes on
+    assert_saved_and_ended([out / "rope-seed0", out / "none-seed0"])
 
 
 def test_more_jobs_than_runs_are_not_started(small, comparison, capsys, monkeypatch):
