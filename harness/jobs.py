@@ -199,7 +199,7 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
         job: tqdm(total=job.run.steps, desc=job.run.name.ljust(width), position=i, unit="step", disable=not on_screen)
         for i, job in enumerate(jobs)
     }
-    waiting, running, failed = list(jobs), {}, []
+    waiting, running, failed = list(jobs), {}, {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -213,7 +213,7 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
                     del running[job]
                     bars[job].set_postfix_str("failed" if end else "done")
                     if end:
-                        failed.append((started.code, describe_end(job, started, end)))
+                        failed[job] = started.code, describe_end(job, started, end)
     finally:
         for started, _ in running.values():
             started.terminate()
@@ -221,7 +221,7 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
             started.join()
         for bar in bars.values():
             bar.close()
-    report_failures(failed)
+    report_failures([failed[job] for job in jobs if job in failed])  # in their order, whichever ended first
 
 
 def describe_end(job: Job, started: ProcessJob | SubmittedJob, end: str) -> str:

@@ -36,11 +36,12 @@ class Fake:
 
     pause = 0.0
 
-    def __init__(self, log: Path, how: str, code: int | None = None) -> None:
-        self.log, self.how, self.code = log, how, code
+    def __init__(self, log: Path, how: str, code: int | None = None, left: int = 0) -> None:
+        self.log, self.how, self.code, self.left = log, how, code, left
 
-    def poll(self) -> str:
-        return self.how
+    def poll(self) -> str | None:
+        self.left -= 1
+        return self.how if self.left < 0 else None
 
 
 def test_a_job_that_fails_is_named_with_its_last_line_and_its_log(tmp_path):
@@ -75,7 +76,9 @@ def test_what_jobs_report_decides_the_code_of_the_comparison_and_its_line(tmp_pa
     made = {}
     for i, (code, text) in enumerate(ends):
         job = jobs.Job([16], data.DataConfig(), ModelConfig(), train.RunConfig(out=str(tmp_path), name=f"run{i}"))
-        made[job] = Fake(tmp_path / f"run{i}.log", f"ended with code {code}" * bool(code), code)
+        made[job] = Fake(
+            tmp_path / f"run{i}.log", f"ended with code {code}" * bool(code), code, left=len(ends) - i
+        )  # the last is first
         made[job].log.write_text(text + "\n")
     with pytest.raises(error) as failed:
         jobs.run_jobs(list(made), 2, made.__getitem__)
