@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -508,7 +508,8 @@ def endless(small: list[str], out: Path) -> Iterator[subprocess.Popen]:
             time.sleep(0.05)
         yield process
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # a test that fails leaves no runs either
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def assert_saved_and_ended(folders: list[Path]) -> None:
@@ -528,10 +529,10 @@ def test_runs_end_and_save_when_their_comparison_is_killed_and_a_second_one_is_r
             compare.main(flags(small, out, schemes=("rope", "none")))
         process.kill()  # kill -9: it cannot tell its runs
         process.wait()
-    for folder in folders:  # each holds its folder until it has ended
-        with FileLock(folder / ".lock", timeout=200, fallback_to_soft=False):
-            pass
-    assert_saved_and_ended(folders)
+        for folder in folders:  # each run holds its folder until it has ended
+            with FileLock(folder / ".lock", timeout=200, fallback_to_soft=False):
+                pass
+        assert_saved_and_ended(folders)
     for folder in folders:
         assert "interrupted at step" in (out / f"{folder.name}.log").read_text()
 
