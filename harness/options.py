@@ -222,7 +222,7 @@ class ConfigFile(ActionConfigFile):
                 if name in (self.dest, "help", "print_config"):
                     raise BadInput(f"{name} is an option of the command line only: leave it out")
                 if name == "plugin":
-                    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+                    if not isinstance(content, list | None) or not all(isinstance(each, str) for each in content or ()):
                         raise BadInput(f"plugin is {content} and not a list: write `plugin: [experiments.NAME]`")
                 elif not isinstance(content, dict):
                     raise BadInput(f"{name} is {content or repr(content)} and not a section of options: {example}")

@@ -42,6 +42,8 @@ class Line:
 
     def draw(self, axis: Any, places: Iterable[float], draw_interval: Callable[..., Any], **how: float) -> None:
         """Draw the means, and their intervals if there are any."""
+        if not self.points:  # nothing is known: a log was lost, say
+            return
         middles, halves = zip(*(interval(values) for values in self.points.values()), strict=True)
         look = {"linestyle": self.dash, "marker": self.marker, "markersize": 5}
         axis.plot(places, middles, color=self.color, **look, label=self.label)
@@ -75,6 +77,8 @@ def draw_by_length(axis: Any, lines: list[Line], trained: int) -> None:
 def frame_lines(axis: Any) -> None:
     """Fit the frame to the lines and cut off bars beyond it, because those of two seeds would dwarf the lines."""
     values = [value for line in axis.get_legend_handles_labels()[0] for value in line.get_ydata()]
+    if not values:
+        return
     margin = 0.06 * (max(values) - min(values)) or 0.1
     axis.set_ylim(min(values) - margin, max(values) + margin)
 

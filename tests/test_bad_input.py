@@ -410,9 +410,9 @@ evaluate | rope --split dev                  | --split dev; train, validation, t
 evaluate | rope --picture ''                 | --picture ''; must be a .png
 evaluate | rope --picture a.gif              | --picture a.gif; must be a .png
 evaluate | rope --picture missing/x.png      | --picture missing/x.png; name a file that can
-evaluate | rope --out ''                     | --out . cannot be written; name a file
-evaluate | rope --out foreign                | --out foreign; Is a directory; name a file that can
-evaluate | rope --out loop                   | --out loop; name a file that can
+evaluate | rope --out ''                     | --out ''; must be a .json file
+evaluate | rope --out foreign                | --out foreign; must be a .json file
+evaluate | rope --out loop                   | --out loop; must be a .json file
 evaluate | rope --rope.factor ''             | --rope.factor ''; auto or float
 evaluate | rope --rope.factor -1 --rope.scaling linear | --rope.factor -1; at least 1
 evaluate | rope --rope.beta_fast 1e308 --rope.scaling yarn | --rope.beta_fast 1e308; at most 1000000

@@ -5,7 +5,7 @@
 
 import matplotlib.pyplot as plt
 
-from harness.pictures import frame_lines
+from harness.pictures import Line, frame_lines
 
 
 def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines():
@@ -19,3 +19,11 @@ def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines()
     plt.close(figure)
     assert 3.2 < low < 3.4
     assert 4.5 < high < 4.7
+
+
+def test_a_line_without_points_draws_nothing_and_leaves_the_frame_as_it_is():
+    figure, axis = plt.subplots()
+    Line("rope", {}, "black", "-", "o").draw(axis, [], axis.fill_between)
+    frame_lines(axis)
+    assert axis.get_ylim() == (0, 1)
+    plt.close(figure)
