@@ -229,6 +229,8 @@ class RunFolder:
                 if (was := last.state[name]) != now:
                     raise BadInput(f"--run.resume true: {self.path} was started with {name} {was}, not {now}")
             where = f"going on after step {last.state['step']}" if last else "no whole checkpoint: from step 0"
+            if last and "run_id" not in last.state:
+                where += ", of a checkpoint from before runs had ids: its config says whose it is"
             print(f"{self.path}: {where}", flush=True)
         for rubbish in filter(is_aside, self.path.iterdir()):  # of a process that was killed while it wrote
             rubbish.unlink()

@@ -370,13 +370,15 @@ def test_a_finished_run_does_not_list_the_checkpoint_of_another_as_whole(small, 
     assert "whole checkpoints: step-8" in said.out.replace("step-3, ", "")
 
 
-def test_a_run_without_an_id_from_before_there_were_any_still_goes_on(small, mine, whole):
+def test_a_run_without_an_id_from_before_there_were_any_still_goes_on_and_says_so_once(small, mine, whole, capsys):
     for step in steps_saved(mine):
         reseal(mine / "checkpoints" / f"step-{step}", lambda found: found.state.pop("run_id"))
     old = result(mine)
     del old["run_id"]
     (mine / "result.json").write_text(json.dumps(old))
+    capsys.readouterr()
     run(small, mine, *RESUME)
+    assert capsys.readouterr().out.count("from before runs had ids") == 1
     assert outcome(mine) == outcome(whole())
 
 
