@@ -123,11 +123,10 @@ class Run:
         several = {"processes": self.world.size, "rows_by_rank": self.world.shares(config.batch_size)}
         self.ranks = several if self.world.size > 1 else {}
         self.state = {"step": 0, "steps": config.steps, "skipped": 0, "batches_sha256": "", "seconds": 0.0}
-        self.state |= {"looked": 0.0, "run_id": uuid.uuid4().hex, **self.facts}
+        self.state |= {"looked": 0.0, **self.facts}
         if self.old:
             self.state |= {"init_from": str(self.old.path), "init_from_sha256": weights_sha256(self.old.path)}
-        if self.folder.last:
-            self.state |= self.folder.last.state
+        self.state |= self.folder.last.state if self.folder.last else {"run_id": uuid.uuid4().hex}
         self.optimizer, self.curves, self.status, self.signals = optimizer, None, "failed", Signals()
         try:
             self.folder.result("running", **self.state, **self.ranks)

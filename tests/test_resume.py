@@ -379,6 +379,7 @@ def test_a_run_without_an_id_from_before_there_were_any_still_goes_on_and_says_s
     capsys.readouterr()
     run(small, mine, *RESUME)
     assert capsys.readouterr().out.count("from before runs had ids") == 1
+    assert "run_id" not in result(mine)  # or the older ones of its checkpoints would be another run's
     assert outcome(mine) == outcome(whole())
 
 
