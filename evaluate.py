@@ -45,7 +45,7 @@ from harness.provenance import versions
 from harness.ranges import AtLeast1
 from harness.runs import FinishedRun, load_finished_run, read_result
 from harness.scalings import add_rope_options, choose_scalings, make_position, yarn_warning
-from harness.scoring import PROTOCOLS, RETRIEVAL, Evaluator, score_targets
+from harness.scoring import PROTOCOLS, RETRIEVAL, SHUFFLING, Evaluator, score_targets
 from harness.tasks import TaskCorpus
 from model import Transformer
 from positions import Position
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = measure_all(evaluator, loaded.model, positions, cells)
     format_results, draw_results = (format_accuracies, draw_accuracies) if on_task else (format_losses, draw_losses)
     content = {"run": str(loaded.path), "trained_length": trained, "split": asked.split, "stride": stride}
-    content |= {"seed": 0, "precision": precision, "versions": versions(), "results": results}
+    content |= {"seed": SHUFFLING, "precision": precision, "versions": versions(), "results": results}
     if asked.out is not None:
         write_whole(Path(asked.out), json.dumps(content, indent=2) + "\n")  # before anything else can fail
     draw_results(results, scheme, trained, picture)

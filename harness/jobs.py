@@ -116,7 +116,7 @@ def own(out: Path) -> Iterator[Callable[[], None]]:
 
 
 def wait_for_orphans(jobs: list[Job]) -> None:
-    """Wait until nobody trains these jobs' runs any more, as those do whose comparison was killed, until they saved.
+    """Wait for runs of these jobs that are still being saved, because their comparison was killed.
 
     Raises:
         BadInput: if one is still written after `PATIENCE` seconds.

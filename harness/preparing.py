@@ -61,9 +61,10 @@ def choose_cache(config: DataConfig) -> DataConfig:
         BadInput: if the corpus cannot be found, or is on the hub, which nobody here has asked for it, and in no cache.
     """
     text = replace(config, corpus="kjv") if config.corpus.startswith("task:") else config
-    caches = [replace(text, cache=cache) for cache in (config.cache, DataConfig.cache)]
-    cache = next((each.cache for each in caches if locate(each)[0].is_dir()), None)
-    if cache is None and locate(text)[1] == "hub":
+    folder, kind, _ = locate(text)
+    caches = (config.cache, DataConfig.cache)
+    cache = next((cache for cache in caches if Path(cache, folder.name).is_dir()), None)
+    if cache is None and kind == "hub":
         fix = "prepare it here first, by a training run with the same options of --data"
         raise BadInput(f"--data.corpus {config.corpus!r} is on the Hugging Face hub and in no cache: {fix}")
     return replace(config, cache=cache or DataConfig.cache)

@@ -100,7 +100,7 @@ class RunConfig:
     init_from: str | None = None
     extend_learned: Literal["repeat", "interpolate"] | None = None
     seed: Seed = 0
-    steps: Annotated[int, Field(ge=1, le=10**12)] = 2000
+    steps: AtLeast1 = 2000
     batch_size: AtLeast1 = 4
     micro_batch_size: AtLeast1 | None = None
     learning_rate: Above0 = 3e-3

@@ -74,7 +74,7 @@ class Accuracy(TypedDict):
     tokens: int | None
 
 
-class Settings(TypedDict):
+class RunOptions(TypedDict):
     """The section run of a config.yaml, as far as a finished run needs it; it has more options."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -84,7 +84,7 @@ class Settings(TypedDict):
     precision: Literal["auto", "fp32", "bf16"]
 
 
-RESULT, EVENT, SETTINGS = TypeAdapter(Result), TypeAdapter(Event), TypeAdapter(Settings)
+RESULT, EVENT, SETTINGS = TypeAdapter(Result), TypeAdapter(Event), TypeAdapter(RunOptions)
 LENGTHS, ACCURACY = (
     TypeAdapter(dict[Annotated[str, Field(pattern="^[0-9]+$")], float | None]),
     TypeAdapter(list[Accuracy]),
@@ -128,9 +128,15 @@ def read_metrics(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]
                 yield json.loads(line)  # every figure as it stands there
 
 
+class RecordLoader(PlainLoader):
+    """A recorded config.yaml: what is text and what a number is as the library that wrote it has it (`name: 1e5`)."""
+
+    yaml_implicit_resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+
+
 def read_sections(content: bytes) -> dict[str, Any]:
     """The sections of a config.yaml. Raises ValueError if it has none, or what no config needs, as references."""
-    sections = yaml.load(content.decode(), PlainLoader)
+    sections = yaml.load(content.decode(), RecordLoader)
     if not isinstance(sections, dict) or not all(isinstance(sections.get(n), dict) for n in ("data", "model", "run")):
         raise ValueError("it has no sections data, model and run")
     return sections

@@ -23,6 +23,7 @@ from positions import PastTheEnd
 
 CHUNK = 256  # tokens of a long window per pass, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
+SHUFFLING = 0  # seed of shuffled prefixes
 
 Model = Callable[[Tensor], Tensor]  # tokens (B, T) to logits (B, T, V)
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets, (B, T) each; a target of -100 is not scored
@@ -155,7 +156,7 @@ def cut_sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches
         yield inputs, targets.masked_fill(torch.arange(length) < old[part], -100)
 
 
-def shuffle_prefixes(batches: Batches, trained: int, seed: int = 0) -> Batches:
+def shuffle_prefixes(batches: Batches, trained: int, seed: int = SHUFFLING) -> Batches:
     """The same windows with all tokens before the last `trained` in random order, a new order for each window.
 
     Each window keeps its own tokens, so the distant context has the same words in no order. Targets stay as they are,

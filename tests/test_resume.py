@@ -345,11 +345,16 @@ OTHERS = {  # what another run differs by -> its options
 }
 
 
+def plant_checkpoint(small: list[str], folder: Path, flags: list[str]) -> None:
+    """Put the checkpoint of step 6 of another run in the place of this run's."""
+    theirs = killed(small, folder.parent / "theirs", 8, *flags)
+    shutil.rmtree(folder / "checkpoints" / "step-6")
+    shutil.copytree(theirs / "checkpoints" / "step-6", folder / "checkpoints" / "step-6")
+
+
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_checkpoint_of_another_run_is_named_and_not_gone_on_from(small, mine, whole, tmp_path, capsys, other):
-    theirs = killed(small, tmp_path / "theirs", 8, *OTHERS[other])  # checkpoints of 4 or 3, and of 6
-    shutil.rmtree(mine / "checkpoints" / "step-6")
-    shutil.copytree(theirs / "checkpoints" / "step-6", mine / "checkpoints" / "step-6")
+def test_a_checkpoint_of_another_run_is_named_and_not_gone_on_from(small, mine, whole, capsys, other):
+    plant_checkpoint(small, mine, OTHERS[other])
     capsys.readouterr()
     run(small, mine, *RESUME)
     said = capsys.readouterr()
@@ -360,9 +365,7 @@ def test_a_checkpoint_of_another_run_is_named_and_not_gone_on_from(small, mine, 
 
 def test_a_finished_run_does_not_list_the_checkpoint_of_another_as_whole(small, whole, tmp_path, capsys):
     folder = Path(shutil.copytree(whole(), tmp_path / "run"))
-    theirs = killed(small, tmp_path / "theirs", 8, *OTHERS["another rate"])
-    shutil.rmtree(folder / "checkpoints" / "step-6")
-    shutil.copytree(theirs / "checkpoints" / "step-6", folder / "checkpoints" / "step-6")
+    plant_checkpoint(small, folder, OTHERS["another rate"])
     capsys.readouterr()
     run(small, folder, *RESUME)
     said = capsys.readouterr()

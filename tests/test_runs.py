@@ -135,10 +135,10 @@ SECTIONS = {  # a config.yaml with another value -> what the line names
     ("data", "corpus", 3): "data.corpus",
     ("data", "cache", None): "data.cache",
     ("model", "seq_len", 16.5): "model.seq_len",
-    ("run", "seed", "x"): "seed",
-    ("run", "batch_size", 0): "batch_size",
-    ("run", "precision", "fp8"): "precision",
-    ("run", "name", 3): "name",
+    ("run", "seed", "x"): "run.seed",
+    ("run", "batch_size", 0): "run.batch_size",
+    ("run", "precision", "fp8"): "run.precision",
+    ("run", "name", 3): "run.name",
 }
 
 
@@ -154,6 +154,14 @@ def test_a_config_of_wrong_types_is_refused_by_the_option(broken, at_the_shell, 
     (line,) = outcome.err.splitlines()
     assert "config.yaml is damaged" in line
     assert SECTIONS[place] in line
+
+
+@pytest.mark.parametrize("name", ["1e5", "08", "true", "1:30"])
+def test_a_run_whose_name_looks_like_something_else_is_loaded(small, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    train.main([*small, "--run.steps", "1", "--run.name", name])
+    assert load_finished_run(f"runs/{name}").settings["name"] == name
+    train.main([*small, "--config", f"runs/{name}/config.yaml", "--run.resume", "true"])  # and is the same as a config
 
 
 @pytest.mark.parametrize("option", ["seed", "batch_size", "precision", "name"])
