@@ -217,7 +217,7 @@ class Rope(Position):
     def settle(cls, config: Any) -> RopeConfig:
         rope, L = config.options, config.options.original_length
         if rope.scaling == "longrope" and L and not (rope.factor or rope.attention_factor):
-            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # for attention_factor; its divisors are lists
+            rope = replace(rope, factor=max(1.0, config.seq_len / L))  # lists divide theta; this sets attention_factor
         frequencies(rope, config.d_head, config.seq_len)  # a ValueError for options that do not fit, or no L
         return rope
 
