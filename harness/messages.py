@@ -114,7 +114,7 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
     elif isinstance(error, OSError) and error.errno in NO_SUCH_PLACE and error.filename:
         line, code = f"{str(error.filename)[:200]}: {error.strerror}: name another place", 2
     elif isinstance(error, ModuleNotFoundError):
-        line = f"{error.name} is not installed for {sys.executable}: pip install -e . or make setup, once"
+        line = stops.describe_missing(error)
     elif isinstance(error, OSError) and error.strerror:
         line = f"{error.strerror}: {error.filename or 'the disk'}"
     elif isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's word for a CPU without any

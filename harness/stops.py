@@ -42,6 +42,21 @@ def end() -> None:
     os._exit(code)
 
 
+def describe_missing(error: ModuleNotFoundError) -> str:
+    """What to say of a library that is not there: most often, the environment that has it is not active."""
+    how = "make setup, once, and source .venv/bin/activate in each new shell"
+    return f"{error.name} is not installed for {sys.executable}: {how}"
+
+
+def report_missing(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Python's excepthook: of a library that a script's imports miss, one line; of anything else, a traceback."""
+    if not isinstance(error, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{os.path.basename(sys.argv[0])}: {describe_missing(error)}", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
 importer = sys._getframe().f_back
 while importer and importer.f_code.co_filename.startswith("<frozen importlib"):
     importer = importer.f_back
@@ -51,3 +66,4 @@ if importer and importer.f_globals["__name__"] in ("__main__", "__mp_main__"):
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, stop)
     atexit.register(end)  # registered first, called last
+    sys.excepthook = report_missing

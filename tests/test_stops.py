@@ -134,3 +134,13 @@ def test_a_script_ends_with_its_code_and_tidied_up_but_does_not_free_its_memory_
     process = begin("-c", TIDY)
     assert process.communicate(timeout=60) == ("tidied up\n", "-c: --steps 0: give at least 1\n")
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize("script", ["train", "experiments.pairs"])
+def test_a_library_that_is_missing_is_one_line_even_while_a_script_imports(script):
+    words = [sys.executable, "-S", "-m", script]  # without what is installed
+    ended = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    (line,) = ended.stderr.splitlines()
+    assert "is not installed for" in line
+    assert "make setup" in line
