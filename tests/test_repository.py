@@ -338,7 +338,6 @@ def test_every_command_of_a_page_runs_with_its_sizes_overridden(
         ),
         ("train.py --run.init_from runs/learned --model.seq_len 512 --run.extend_learned repeat", "ran"),
         ("train.py --config configs/tasks.yaml", "ran"),
-        ("compare.py --data.corpus task:all --schemes rope alibi --out runs/tasks", "ran"),
         ("train.py --run.device cuda --run.precision bf16", "read"),
         ("compare.py --launcher slurm --slurm.partition gpu", "read"),
         ("experiments/speed.py train rope --repeats 5", "read"),
