@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from tokenizers.decoders import DecodeStream
 
-from harness.byte_level import END_OF_TEXT, special_id
+from harness.byte_level import END_OF_TEXT, encode_texts, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.evaluation import load_corpus
 from harness.messages import BadInput, RunFailed, run_main
@@ -53,8 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     if loaded.data.corpus.startswith("task:") and not asked.prompt:
         print_trials(loaded, asked.seed, sys.argv[1:] if argv is None else argv)
         return
-    encoded = loaded.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
-    ids = encoded or [special_id(loaded.tokenizer, END_OF_TEXT)]
+    try:
+        (encoded,) = encode_texts(loaded.tokenizer, [asked.prompt])
+    except ValueError as error:
+        raise BadInput(
+            f"{loaded.path / 'tokenizer.json'} {error}: give another --prompt, or name another run"
+        ) from error
+    ids = encoded.ids or [special_id(loaded.tokenizer, END_OF_TEXT)]
     if (longest := loaded.model.position.longest) is not None and len(ids) > longest:
         raise BadInput(f"--prompt: {len(ids)} tokens, and learned positions end at {longest}: shorten it or use rope")
     rescale(loaded, vars(given) if given else {}, len(ids) + asked.tokens - 1)  # the last token drawn is not fed
@@ -97,10 +102,10 @@ def refuse_bad_options(asked: Any) -> None:
 
 def print_trials(loaded: FinishedRun, seed: int, words: list[str]) -> None:
     """Print a trial of each task; options given in `words` that do not apply get a warning."""
+    corpus = load_corpus(loaded)
     if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
         why = f"{loaded.data.corpus} is answered with the likeliest tokens; to continue a text, give a --prompt"
         print(f"generate.py: warning: {', '.join(ignored)} does not apply: {why}", file=sys.stderr)
-    corpus = load_corpus(loaded)
     print("\n".join(trial(loaded.model, corpus, task, seed) for task in corpus.tasks))
 
 

@@ -10,11 +10,12 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
+from pydantic_core import from_json
 
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
@@ -155,13 +156,18 @@ def read_source(config: DataConfig, kind: str, files: list[str]) -> Texts:
         yield from ((row["text"], row["ends"], row["origin"]) for row in rows)
         return
     try:
+        if kind == "json":
+            yield from read_column(read_json_lines(files), config)
+            return
         if kind == "hub":  # one quick question, whose error says what is wrong; load_dataset retries for half a minute
             huggingface_hub.HfApi().dataset_info(config.corpus, timeout=10)
             rows = datasets.load_dataset(config.corpus, config.subset, split=config.split, streaming=True)
         else:
             names = [glob.escape(file) for file in files]  # datasets would take [ and * as a pattern
             rows = datasets.load_dataset(kind, data_files=names, split="train", streaming=True)
-        yield from read_column(rows, config)
+        if rows.column_names and config.column in rows.column_names:
+            rows = rows.select_columns([config.column])
+        yield from read_column(rows.iter(batch_size=64), config)
     except BadInput:
         raise
     except Exception as error:  # anything that a server, a parser or a damaged file can cause
@@ -194,16 +200,41 @@ def read_files(files: list[str]) -> Iterator[dict[str, Any]]:
                 piece = following
 
 
-def read_column(rows: Any, config: DataConfig) -> Texts:
-    """The text column of a streamed dataset, one document per row."""
-    name = f"--data.column {config.column!r}"
-    if rows.column_names and config.column in rows.column_names:
-        rows = rows.select_columns([config.column])
-    for batch in rows.iter(batch_size=64):
-        if config.column not in batch:
+def read_json_lines(files: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """The rows of .jsonl files, an object a line, each as a batch of one.
+
+    Not by the library's own "json" builder: ten thousand brackets in a row keep it busy for minutes, millions end it.
+    """
+    n_rows = 0
+    for name in files:
+        with open(name, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                n_rows += 1
+                try:
+                    row = from_json(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} of {name}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} of {name} is no object")
+                yield {column: [value] for column, value in row.items()}
+    if not n_rows:
+        raise ValueError("it has no rows")
+
+
+def read_column(batches: Iterable[dict[str, list[Any]]], config: DataConfig) -> Texts:
+    """The text column of rows that come in batches, lists by column, one document per row.
+
+    Rows without the column are empty documents, but not where they come first.
+    """
+    name, found = f"--data.column {config.column!r}", False
+    for batch in batches:
+        if config.column not in batch and not found:
             fix = nearest(config.column, batch) or ": name one of them"
             raise BadInput(f"{name} is not in {config.corpus}, whose columns are {', '.join(batch)}{fix}")
-        for text in batch[config.column]:
+        found = True
+        for text in batch.get(config.column, [None]):
             if not isinstance(text, str | None):
                 raise BadInput(f"{name} of {config.corpus} holds {type(text).__name__}, not text: name another")
             yield (text or "").encode(), True, config.corpus

@@ -65,10 +65,14 @@ def why_not_compiled(error: BaseException) -> str | None:
     return f"torch.compile failed: {told[0][:300] if told else type(error).__name__}"
 
 
-def count_parameters(shape: ModelConfig) -> int:
-    """How many numbers the weights are, without making them."""
+def count_parameters(shape: ModelConfig, device: str = "meta") -> int:
+    """How many numbers the weights are, without making them.
+
+    On the device meta the first call takes seconds, for an import. On cpu the memory of the scheme's own is reserved,
+    though not written to: RuntimeError if there is not as much.
+    """
     block = shape.d_model * (2 * shape.d_model + 2 * shape.d_head * shape.n_kv_head + 3 * shape.d_ff + 2)
-    with torch.device("meta"):
+    with torch.device(device):
         scheme = sum(p.numel() for p in SCHEMES[shape.position](shape).parameters())
     tables = 1 if shape.tie_embeddings else 2
     return shape.n_layer * block + (tables * shape.vocab_size + 1) * shape.d_model + scheme

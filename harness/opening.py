@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 MOST = {
     ".json": 64 << 20,
-    ".yaml": 1 << 20,
+    ".yaml": 1 << 17,  # PyYAML takes a second for that, and longrope's lists at their longest fit
     ".jsonl": 16 << 30,
     ".safetensors": 1 << 40,
     ".pt": 1 << 40,
@@ -39,9 +39,16 @@ def open_inside(folder: Path, name: str) -> Iterator[BinaryIO]:
     path, real, root = folder / name, os.path.realpath(folder / name), os.path.realpath(folder)
     if not Path(real).is_relative_to(root):
         raise Damaged(f"{path} leads out of {folder}, by a link: put the file itself there")
+    with open_regular(path, real) as file:
+        yield file
+
+
+@contextmanager
+def open_regular(path: Path, real: str) -> Iterator[BinaryIO]:
+    """Open a file that has the kind of `path` and really is at `real`. What it raises, see `open_inside`."""
     descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        found, most = os.fstat(descriptor), MOST[path.suffix]
+        found, most = os.fstat(descriptor), MOST.get(path.suffix, MOST[".json"])
         if not stat.S_ISREG(found.st_mode):
             raise Damaged(f"{path} is no regular file")
         if found.st_size > most:
@@ -56,10 +63,21 @@ def open_inside(folder: Path, name: str) -> Iterator[BinaryIO]:
 def read_inside(folder: Path, name: str) -> bytes:
     """The content of a file of a folder. What it raises, see `open_inside`."""
     with open_inside(folder, name) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1)
+        return read_all(file, folder / name)
+
+
+def read_named(path: Path) -> bytes:
+    """The content of a file that the user names, wherever links lead. What else it raises, see `open_inside`."""
+    with open_regular(path, os.path.realpath(path)) as file:
+        return read_all(file, path)
+
+
+def read_all(file: BinaryIO, path: Path) -> bytes:
+    """The content of an open file. Raises Damaged if it grows meanwhile."""
+    size = os.fstat(file.fileno()).st_size
+    content = file.read(size + 1)
     if len(content) > size:
-        raise Damaged(f"{folder / name} grew while it was read: another program writes to it")
+        raise Damaged(f"{path} grew while it was read: another program writes to it")
     return content
 
 

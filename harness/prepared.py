@@ -77,7 +77,7 @@ class PreparedCorpus:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end of text; the text of a special token is ordinary text."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return byte_level.encode_texts(self.tokenizer, [text])[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens appear by name, bytes that are not UTF-8 as U+FFFD."""

@@ -158,7 +158,11 @@ def prepare(config: DataConfig, texts: Texts, folder: Path) -> None:
                 with open(temporary / f"{split}.bin", "wb") as file:
                     pieces = read_pieces(spool, document_ends, start, stop)
                     while group := list(itertools.islice(pieces, GROUP)):
-                        encoded = byte_level.encode_group(tokenizer, group, config.tokenizer == "bytes")
+                        try:
+                            encoded = byte_level.encode_group(tokenizer, group, config.tokenizer == "bytes")
+                        except ValueError as error:
+                            fix = "use bpe or bytes, or another tokenizer.json"
+                            raise BadInput(f"--data.tokenizer {config.tokenizer!r} {error}: {fix}") from error
                         for ids, (text, ends) in zip(encoded, group, strict=True):
                             file.write(np.asarray(ids, dtype).tobytes())
                             file.write(end_of_text if ends else b"")  # not where a split merely cuts a document

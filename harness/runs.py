@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
 
+import torch
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from typing_extensions import TypedDict
 
-from harness.byte_level import parse_tokenizer
+from harness.byte_level import MOST_ENTRIES, parse_tokenizer
 from harness.corpora import DataConfig
+from harness.devices import count_parameters
 from harness.messages import BadInput
 from harness.opening import Damaged, open_inside, parse_json, read_inside
 from harness.options import PlainLoader
@@ -159,6 +161,20 @@ def weights_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def find_misfit(config: ModelConfig, weights: dict[str, torch.Tensor]) -> str | None:
+    """Why a model of this config could not have these weights, or None; found without memory for the model.
+
+    So no config makes a model that is larger than the file that came with it. Names and shapes are compared later.
+    """
+    if config.vocab_size is None:
+        return "model.vocab_size is not there"
+    if (here := sum(tensor.numel() for tensor in weights.values())) != (wanted := count_parameters(config, "cpu")):
+        return f"it has {here:,} numbers, and a model of config.yaml has {wanted:,}"
+    if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values()):
+        return "its numbers are not all finite and in float32"
+    return None
+
+
 @dataclass
 class FinishedRun:
     """A finished run, loaded: its configs, its model in evaluation mode, its tokenizer."""
@@ -188,14 +204,17 @@ def load_finished_run(path: str | Path, device: str = "cpu") -> FinishedRun:
         config = read_section(ModelConfig, sections["model"])
         data, settings = read_section(DataConfig, sections["data"]), SETTINGS.validate_python(sections["run"])
         file = "tokenizer.json"
-        tokenizer = parse_tokenizer(read_inside(path, file))
+        tokenizer = parse_tokenizer(read_inside(path, file), config.vocab_size or MOST_ENTRIES)
         file = "model.safetensors"
         content = read_inside(path, file)
         sha256 = read_result(path).get("weights_sha256")  # not there yet if the run was stopped just before its end
         if sha256 and sha256 != hashlib.sha256(content).hexdigest():
             raise ValueError("its sha256 is not the one in result.json")
+        weights = load(content)
+        if misfit := find_misfit(config, weights):
+            raise ValueError(misfit)
         model = Transformer(config)
-        model.load_state_dict(load(content))
+        model.load_state_dict(weights)
     except BadInput:
         raise
     except Damaged as error:

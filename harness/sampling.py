@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.messages import RunFailed
 from harness.tasks import TaskCorpus
 from model import Transformer
 
@@ -78,7 +79,7 @@ def sample_several(
     """Draw one token for each of `number` samples (N), given all tokens before it, again and again.
 
     All begin with the same prompt and share each forward pass; sample i draws from seed + i. `kept` may have top_k,
-    top_p. Raises PastTheEnd when learned positions are used up.
+    top_p. Raises PastTheEnd when learned positions are used up, and RunFailed if a logit is not finite.
     """
     device = model.embedding.weight.device
     generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
@@ -87,6 +88,10 @@ def sample_several(
     with store_by_columns(model) if number == 1 else nullcontext():
         for _ in range(tokens):
             logits = model(fed, cache=cache, last=1)[:, -1].cpu()  # (N, V)
+            if not logits.isfinite().all():
+                raise RunFailed(
+                    "the model's logits are not finite, so no token can be drawn: its weights are too large"
+                )
             u = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in generators])  # (N, 1)
             drawn = choose_tokens(logits, u, temperature, **kept)  # (N, 1)
             yield drawn[:, 0].tolist()

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_byte_level.py"""
 
+import json
 import math
 
 import numpy as np
@@ -123,6 +124,46 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path):
     spaced.save(str(tmp_path / "spaced.json"))
     with pytest.raises(BadInput, match=r"spaced\.json' does not give text back exactly"):
         load_corpus(tmp_path, source, tokenizer=str(tmp_path / "spaced.json"))
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+SLOW = {"pattern": {"Regex": "(?:a+a+)+b|(x+x+)+y"}}
+HOSTILE = {  # what a tokenizer.json has in place of what is usual -> what the line says
+    "id": (lambda it: it["model"]["vocab"].update(zz=2**32 - 1), "the id 4,294,967,295, and 1,000,000 entries"),
+    "twice": (lambda it: it["model"]["vocab"].update(zz=5), "two tokens with the same id"),
+    "byte": (lambda it: it["model"]["vocab"].pop("x"), "does not give text back exactly"),
+    "rare": (lambda it: it["model"]["vocab"].pop("Ķ"), "does not give text back exactly"),
+    "unknown": (
+        lambda it: [it["model"]["vocab"].pop("x"), it["model"].update(unk_token="nope")],
+        "fails on a text .*nope",
+    ),
+    "bomb": (
+        lambda it: it.update(normalizer={"type": "Replace", "pattern": {"String": "q"}, "content": "q" * 10**6}),
+        "it has a normalizer",
+    ),
+    "slow": (
+        lambda it: it.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT | SLOW, it["pre_tokenizer"]]}),
+        "fails on a text .*retry-limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_tokenizer_of_a_stranger_is_refused_before_it_can_do_harm(tmp_path, plain_bytes, capfd, name):
+    parts = json.loads(plain_bytes.tokenizer.to_str())
+    change, says = HOSTILE[name]
+    change(parts)
+    (tmp_path / "t.json").write_text(json.dumps(parts))
+    source = write(tmp_path / "a.txt", prose(300) + "x" * 100)
+    with pytest.raises(BadInput, match=rf"data\.tokenizer .*{says}"):
+        load_corpus(tmp_path, source, tokenizer=str(tmp_path / "t.json"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_that_drops_merges_at_random_does_not(plain_bytes):
+    parts = json.loads(plain_bytes.tokenizer.to_str())
+    parts["model"]["dropout"] = 0.5
+    assert byte_level.parse_tokenizer(json.dumps(parts).encode()).to_str() == plain_bytes.tokenizer.to_str()
 
 
 def test_bits_per_byte_of_a_uniform_guess_is_what_arithmetic_says(plain_bytes):

@@ -102,6 +102,8 @@ BAD_CORPORA = {
     "torn.txt": r"torn\.txt' is not UTF-8 at byte 2400",
     "broken.jsonl": r"broken\.jsonl' cannot be read as json \(",
     "broken.parquet": r"broken\.parquet' cannot be read as parquet \(",
+    "deep.jsonl": r"deep\.jsonl' cannot be read as json \(line 2 of .*recursion",
+    "list.jsonl": r"list\.jsonl' cannot be read as json \(line 1 of .* is no object",
     "column.jsonl": r"data\.column 'text' is not in .*column\.jsonl, whose columns are texts, n; did you mean texts\?",
     "number.jsonl": r"data\.column 'text' of .*number\.jsonl holds int, not text",
 }
@@ -120,6 +122,8 @@ def test_a_corpus_that_cannot_be_used_is_refused_in_one_line(tmp_path, capfd, na
     write(tmp_path / "torn.txt", ("é " * 800).encode() + b"\xc3")
     write(tmp_path / "broken.jsonl", '{"text": "a"\n{"te')
     write(tmp_path / "broken.parquet", "not parquet")
+    write(tmp_path / "deep.jsonl", '{"text": "a"}\n{"text": "a", "b": ' + "[" * 10_000 + "]" * 10_000 + "}\n")
+    write(tmp_path / "list.jsonl", '[{"text": "a"}]\n')
     write(tmp_path / "column.jsonl", '{"texts": "a", "n": 1}\n')
     write(tmp_path / "number.jsonl", '{"text": 1}\n')
     with pytest.raises(BadInput, match=BAD_CORPORA[name]) as refused:

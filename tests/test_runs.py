@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_runs.py
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import data
 import evaluate
@@ -79,6 +81,45 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(broken, at_the_shell)
     sections["model"]["d_model"] = 32
     (broken / "config.yaml").write_text(yaml.safe_dump(sections))
     assert "damaged" in refused(at_the_shell, broken)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_layer": 10**6}, {"position": "learned", "seq_len": 10**6}, {"d_model": 10**6}, {"vocab_size": 10**6}],
+)
+def test_a_config_whose_model_is_larger_than_the_weights_is_refused_before_it_is_made(broken, at_the_shell, changes):
+    sections = yaml.safe_load((broken / "config.yaml").read_text())
+    sections["model"] |= changes
+    (broken / "config.yaml").write_text(yaml.safe_dump(sections))
+    assert "numbers, and a model of config.yaml has" in refused(at_the_shell, broken)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w * float("nan"), lambda w: w / 0, lambda w: w.double(), lambda w: w.long()]
+)
+def test_weights_that_no_run_writes_are_refused(broken, at_the_shell, change):
+    save_file({name: change(w) for name, w in load_file(broken / "model.safetensors").items()}, broken / "m")
+    (broken / "m").replace(broken / "model.safetensors")
+    (broken / "result.json").unlink()  # with the hash of the true ones
+    assert "not all finite and in float32" in refused(at_the_shell, broken)
+
+
+def test_weights_whose_logits_are_not_finite_end_generating_in_one_line(broken, at_the_shell):
+    weights = load_file(broken / "model.safetensors")
+    weights = {name: torch.full_like(w, 1e38 if "norm" in name else 1e15) for name, w in weights.items()}
+    save_file(weights, broken / "m")
+    (broken / "m").replace(broken / "model.safetensors")
+    (broken / "result.json").unlink()
+    outcome = at_the_shell(generate.main, [str(broken), "--precision", "fp32"])
+    assert outcome.code == 3
+    assert "logits are not finite" in outcome.err
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(broken, at_the_shell):
+    tokens = json.loads((broken / "tokenizer.json").read_text())
+    tokens["model"]["vocab"]["aa"] = 5000
+    (broken / "tokenizer.json").write_text(json.dumps(tokens))
+    assert "the id 5,000, and 259 entries are the most" in refused(at_the_shell, broken)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "no tokenizer", '{"model": 3}'])
