@@ -30,7 +30,7 @@ from harness import devices, report
 from harness.cluster import Launcher, SlurmConfig
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
-from harness.jobs import Job, ProcessJob, is_trained, own, read_lengths, run_here, run_jobs, wait_for_orphans
+from harness.jobs import Job, ProcessJob, called, is_trained, own, read_lengths, run_here, run_jobs, wait_for_orphans
 from harness.messages import BadInput, refuse_unknown, run_main
 from harness.options import Parser
 from harness.plugins import load_plugins
@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     refuse_bad_options(asked, given, parser)
     out, slurm = Path(asked.out), SlurmConfig(**vars(asked.slurm))
     launcher = Launcher(slurm, out) if asked.launcher else None
-    try:
-        jobs, at_once = plan_jobs(asked, *configs)
-    except ValueError as error:
-        raise BadInput(parser.explain(error)) from error
-    with own(out) as take:
+    with called(SET_HERE), own(out) as take:
+        try:
+            jobs, at_once = plan_jobs(asked, *configs)
+        except ValueError as error:
+            raise BadInput(parser.explain(error)) from error
         wait_for_orphans(jobs)
         waiting = [job for job in jobs if not is_finished(job)]
         accepted = [refuse_impossible(job, on_cluster=bool(launcher)) for job in waiting]
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         corpus = data.load(jobs[0].data, jobs[0].run.seed, jobs[0].run.batch_size, jobs[0].model.seq_len)
         fit_vocabulary(jobs[0].model, corpus)
         for run_ in filter(None, accepted):
-            run_.complete_model_config(corpus)
+            run_.complete_model_config(corpus, min(at_once, len(waiting)))
         take()
         names, done = ", ".join(job.run.name for job in jobs), len(jobs) - len(waiting)
         before = f"; {done} finished before" if done else ""

@@ -39,7 +39,7 @@ from data import Corpus
 from harness.devices import pick_device, pick_precision
 from harness.evaluation import draw_accuracies, draw_losses, format_accuracies, format_losses, load_corpus
 from harness.files import refuse_unwritable, write_whole
-from harness.messages import BadInput, refuse_unknown, run_main
+from harness.messages import BadInput, refuse_unknown, run_main, tell
 from harness.options import Parser
 from harness.provenance import versions
 from harness.ranges import AtLeast1
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     for scaling in compared:
         if scaling and (warning := yarn_warning(positions[scaling, lengths[-1]].config, loaded.model_config.d_head)):
-            print(f"evaluate.py: warning: {warning}", file=sys.stderr)
+            tell(f"evaluate.py: warning: {warning}")
     picture = Path(loaded.path / "evaluate.png" if asked.picture is None else asked.picture)
     refuse_unwritable("picture", picture, ".png")
     if asked.out is not None:

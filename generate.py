@@ -29,7 +29,7 @@ from tokenizers.decoders import DecodeStream
 from harness.byte_level import END_OF_TEXT, encode_texts, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.evaluation import load_corpus
-from harness.messages import BadInput, RunFailed, run_main
+from harness.messages import BadInput, RunFailed, run_main, tell
 from harness.options import Parser
 from harness.ranges import AtLeast1, Seed
 from harness.runs import FinishedRun, load_finished_run
@@ -105,7 +105,7 @@ def print_trials(loaded: FinishedRun, seed: int, words: list[str]) -> None:
     corpus = load_corpus(loaded)
     if ignored := sorted({word.split("=")[0] for word in words if word.startswith("--")} - {"--seed"}):
         why = f"{loaded.data.corpus} is answered with the likeliest tokens; to continue a text, give a --prompt"
-        print(f"generate.py: warning: {', '.join(ignored)} does not apply: {why}", file=sys.stderr)
+        tell(f"generate.py: warning: {', '.join(ignored)} does not apply: {why}")
     print("\n".join(trial(loaded.model, corpus, task, seed) for task in corpus.tasks))
 
 
@@ -157,7 +157,7 @@ def rescale(loaded: FinishedRun, given: dict[str, Any], length: int) -> None:
             f"(factor {factor:g}) does not reach that far: add --rope.scaling yarn --rope.factor auto"
         )
     if warning:
-        print(f"generate.py: warning: {warning}", file=sys.stderr)
+        tell(f"generate.py: warning: {warning}")
 
 
 if __name__ == "__main__":

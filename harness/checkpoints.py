@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load, save
 from typing_extensions import TypedDict
 
-from harness.messages import BadInput
+from harness.messages import BadInput, tell
 from harness.opening import Damaged, parse_json, read_inside
 from harness.processes import shard_like
 from harness.ranges import AtLeast1
@@ -175,5 +174,5 @@ def last_whole(path: Path, check: Callable[[Path, Checkpoint], None] = lambda *_
             check(folder, found)
             return found
         except Damaged as error:
-            print(f"{error}; looking for the checkpoint before", file=sys.stderr)
+            tell(f"{error}; looking for the checkpoint before")
     return None

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from harness.messages import tell
 
 
 class Curves:
@@ -44,7 +45,7 @@ class Curves:
         except Exception as error:
             self.run = None
             why = " ".join(str(error).split())[:200]
-            print(f"W&B could not {what} ({why}); training goes on without it", file=sys.stderr)
+            tell(f"W&B could not {what} ({why}); training goes on without it")
             with contextlib.suppress(Exception):  # or W&B would print its traceback at the very end
                 import wandb
 

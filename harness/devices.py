@@ -78,8 +78,12 @@ def count_parameters(shape: ModelConfig, device: str = "meta") -> int:
     return shape.n_layer * block + (tables * shape.vocab_size + 1) * shape.d_model + scheme
 
 
-def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int) -> None:
+def refuse_too_large(
+    shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int, jobs: int = 1
+) -> None:
     """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
+
+    Of `jobs` such runs at a time, all together must fit.
 
     Only what no implementation can avoid is counted, at 4 bytes a number: the weights, their gradients and AdamW's two
     means; the batch's token ids (inputs and targets, 8 bytes each); and, for the `rows` that go through the model at
@@ -96,11 +100,11 @@ def refuse_too_large(shape: ModelConfig, batch_size: int, rows: int, device: tor
         "run.batch_size model.seq_len": 16 * batch_size * shape.seq_len,
         "run.micro_batch_size model.seq_len model.d_model model.n_layer": 4 * kept * rows * shape.seq_len,
     }
-    values = {"run.batch_size": batch_size, "run.micro_batch_size": rows}
+    values = {"run.batch_size": batch_size, "run.micro_batch_size": rows, "jobs": jobs}
     values |= {f"model.{name}": value for name, value in vars(shape).items()}
     for flags, needed in needs.items():
-        if needed > there:
-            given = ", ".join(f"--{flag} {values[flag]}" for flag in flags.split())
-            least = f"{needed / 1e9:,.0f} GB of memory at least"
+        if jobs * needed > there:
+            given = ", ".join(f"--{flag} {values[flag]}" for flag in ("jobs " * (jobs > 1) + flags).split())
+            least = f"{jobs * needed / 1e9:,.0f} GB of memory at least"
             has = f"this machine's {device.type} has {there / 1e9:,.0f}"
             raise BadInput(f"{given} would need {least}, and {has}: choose smaller ones")

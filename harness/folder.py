@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from harness.checkpoints import Checkpoint, last_whole, read_checkpoint, steps_saved
 from harness.files import write_folder_whole, write_whole
-from harness.messages import BadInput
+from harness.messages import BadInput, tell
 from harness.opening import Damaged, read_inside
 from harness.plugins import LOADED
 from harness.processes import ALONE, World, gather_tensor
@@ -91,10 +90,10 @@ def verify_finished(path: Path, configs: dict[str, Any]) -> dict[str, Any] | Non
     except (FileNotFoundError, Damaged):
         found = None
     if found is None or found != result.get("weights_sha256", found):
-        print(f"{weights} is missing or damaged: making it again", file=sys.stderr)
+        tell(f"{weights} is missing or damaged: making it again")
         return None
     for error in damaged.values():
-        print(error, file=sys.stderr)
+        tell(error)
     whole = ", ".join(f"step-{step}" for step in reversed(steps) if step not in damaged) or "none there"
     print(f"{path} is finished at step {result['step']} of {result['steps']}; whole checkpoints: {whole}", flush=True)
     return result
@@ -243,7 +242,7 @@ class RunFolder:
             sha256 = hashlib.sha256(logged.encode()).hexdigest()
             if last.state.get("metrics_sha256", sha256) != sha256:
                 what = f"{self.path / 'metrics.jsonl'} is damaged: it is not what was logged up to step {step}"
-                print(f"{what}; the run itself does not depend on it", file=sys.stderr)
+                tell(f"{what}; the run itself does not depend on it")
             write_whole(self.path / "metrics.jsonl", logged)
         else:
             # Only what a run leaves behind: anything else in the folder is the user's. config.yaml stays until the new

@@ -5,6 +5,7 @@ The processes belong to the one that started them: when it ends, even by `kill -
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,6 +81,17 @@ def read_lengths(job: Job) -> dict[str, float | None]:
     if job.data.corpus.startswith("task:") and not runs.read_accuracy(job.folder):
         return {}
     return runs.read_lengths(job.folder)
+
+
+@contextmanager
+def called(flags: dict[str, str]) -> Iterator[None]:
+    """In what is refused, call a run's flags by those of the comparison, which sets them itself: run.out is out."""
+    try:
+        yield
+    except BadInput as error:
+        names = "|".join(map(re.escape, flags))
+        line = re.sub(rf"--({names})(?![\w.])", lambda found: f"--{flags[found[1]]}", str(error))
+        raise BadInput(line) from error
 
 
 # ---- who may write ---------------------------------------------------------------------------------------------------

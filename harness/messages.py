@@ -61,7 +61,7 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
             getattr(sys, stream).reconfigure(errors="backslashreplace")
     rank = os.environ.get("RANK", "0")  # an error that all processes meet is reported by rank 0 (harness/processes.py)
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
-    warnings.formatwarning = lambda message, *_: f"{name}: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"{name}: warning: {one_line(' '.join(str(message).split()))}\n"
     signal.signal(signal.SIGTERM, stops.stop)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     met: BaseException | None = None
@@ -121,12 +121,20 @@ def report_error(error: BaseException, name: str, prints: bool = False) -> int:
         line = f"out of memory: {' '.join(str(error).split())[:200]}"
     if line is None:
         raise error
-    # a name, of a file's column say, may contain a line end, or what would command a terminal
-    line = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    with contextlib.suppress(OSError):  # where nobody listens, the exit code is enough
-        print(f"{name}: {line}", file=sys.stderr, flush=True)
+    tell(f"{name}: {line}")
     return code
+
+
+def one_line(text: str) -> str:
+    """A text as one line for a terminal: a name, of a file's column say, may contain a line end, or command it."""
+    text = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tell(message: object) -> None:
+    """Print a message as one line on stderr. Every message of ours comes through here."""
+    with contextlib.suppress(OSError):  # where nobody listens, the exit code is enough
+        print(one_line(str(message)), file=sys.stderr, flush=True)
 
 
 def refuse_unknown(flag: str, words: list[str], known: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from harness import byte_level
 from harness.byte_level import special_id, token_bytes
 from harness.corpora import READ_BYTES, DataConfig, Texts, find_source, read_source
-from harness.messages import BadInput
+from harness.messages import BadInput, tell
 from harness.prepared import SPLITS, find_damage, hash_of, read_manifest
 
 FORMAT = 1  # goes into every cache key: raise it when prepared files would come out differently
@@ -83,7 +83,7 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
     with gone_if_refused(missing(*folder.parents)), locked(lock, config), gone_if_refused(missing(folder) + own):
         if damage := find_damage(folder):
             if folder.exists():
-                print(f"warning: prepared corpus {folder}: {damage}; preparing it again", file=sys.stderr)
+                tell(f"warning: prepared corpus {folder}: {damage}; preparing it again")
             prepare(config, read_source(config, kind, files), folder)
         sizes = read_manifest(folder)["splits"]
         split = min(SPLITS, key=lambda name: sizes[name]["tokens"])

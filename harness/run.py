@@ -88,8 +88,11 @@ class Run:
             devices.refuse_without_compiler("--run.compile", device)
         return device, *devices.pick_precision(config.precision, device)
 
-    def complete_model_config(self, corpus: Corpus | TaskCorpus) -> ModelConfig:
-        """The config of the model with the vocabulary of the corpus. Raises BadInput if memory cannot hold it."""
+    def complete_model_config(self, corpus: Corpus | TaskCorpus, jobs: int = 1) -> ModelConfig:
+        """The config of the model with the vocabulary of the corpus. Raises BadInput if memory cannot hold it.
+
+        Nor if it cannot hold as many runs as there are `jobs` at a time.
+        """
         if self.old:
             refuse_other_tokenizer(self.old, corpus.tokenizer)
         config, asked = self.config, self.configs["model"]
@@ -97,7 +100,7 @@ class Run:
         self.corpus, self.rows = corpus, config.micro_batch_size or min(fitting, config.batch_size)
         fitted = fit_vocabulary(asked, corpus)
         shards = self.world.size if config.shard else 1
-        devices.refuse_too_large(fitted, config.batch_size, self.rows, self.device, shards)
+        devices.refuse_too_large(fitted, config.batch_size, self.rows, self.device, shards, jobs)
         return fitted
 
     def place(self, model: Transformer) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar
 
 import torch
 import yaml
@@ -29,28 +29,34 @@ from model import ModelConfig, Transformer
 T = TypeVar("T")
 
 
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # a loss or a time, say
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # of batches there are none at first
+
+
 class Result(TypedDict, total=False):
     """What result.json may say, as far as anything of ours reads it."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     status: Required[Literal["running", "finished", "interrupted", "failed"]]
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     steps: AtLeast1
     run_id: str
-    parameters: int
-    position_parameters: int
-    val_loss: float
-    bits_per_byte: float | None
-    test_loss: float
-    seconds: float | None
-    tokens_per_second: float | None
-    weights_sha256: str
-    data_sha256: str
-    batches_sha256: str
-    shared_init_sha256: str
-    precision: str
-    device: str
-    threads: int
+    parameters: Count
+    position_parameters: Count
+    val_loss: AtLeast0
+    bits_per_byte: AtLeast0 | None
+    test_loss: AtLeast0
+    seconds: AtLeast0 | None
+    tokens_per_second: AtLeast0 | None
+    weights_sha256: Sha256
+    data_sha256: Sha256
+    batches_sha256: Sha256
+    shared_init_sha256: Sha256
+    precision: Literal["fp32", "bf16"]
+    device: Literal["cpu", "cuda", "mps"]
+    threads: AtLeast1
     versions: dict[str, str]
 
 
@@ -58,9 +64,10 @@ class Event(TypedDict):
     """A line of metrics.jsonl; it has more figures, each a number or null."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    step: Annotated[int, Field(ge=0)]
+    step: AtLeast1
     split: Literal["train", "val"]
-    loss: float | None
+    loss: AtLeast0 | None
+    seconds: NotRequired[AtLeast0 | None]
 
 
 class Accuracy(TypedDict):
@@ -69,11 +76,11 @@ class Accuracy(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     task: str
     length: AtLeast1
-    depth: float | None
-    loss: float | None
-    accuracy: float | None
-    trials: int | None
-    tokens: int | None
+    depth: Share | None
+    loss: AtLeast0 | None
+    accuracy: Share | None
+    trials: Count | None
+    tokens: Count | None
 
 
 class RunOptions(TypedDict):
@@ -88,7 +95,7 @@ class RunOptions(TypedDict):
 
 RESULT, EVENT, SETTINGS = TypeAdapter(Result), TypeAdapter(Event), TypeAdapter(RunOptions)
 LENGTHS, ACCURACY = (
-    TypeAdapter(dict[Annotated[str, Field(pattern="^[0-9]+$")], float | None]),
+    TypeAdapter(dict[Annotated[str, Field(pattern="^[0-9]{1,15}$")], AtLeast0 | None]),
     TypeAdapter(list[Accuracy]),
 )
 FINISHED = {"step", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"}
@@ -105,7 +112,8 @@ def read_json(path: Path, name: str, schema: TypeAdapter[T]) -> T | None:
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a run's result.json; empty if there is none that can be used."""
     result = read_json(path, "result.json", RESULT) or {}
-    return {} if result.get("status") == "finished" and not result.keys() >= FINISHED else result
+    whole = result.get("status") != "finished" or (result.keys() >= FINISHED and result["step"] == result["steps"])
+    return result if whole else {}
 
 
 def read_lengths(path: Path) -> dict[str, float | None]:

@@ -3,11 +3,10 @@
 They are the scalings to compare, with the position scheme of each, and learned factors as longrope's lists.
 """
 
-import sys
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from harness.messages import BadInput, refuse_unknown
+from harness.messages import BadInput, refuse_unknown, tell
 from harness.options import Parser
 from harness.ranges import explain
 from harness.runs import FinishedRun
@@ -78,7 +77,7 @@ def choose_scalings(
         return {None: {}}
     if given.get("layout", own.layout) != own.layout:
         what = f"{run_.path} was trained with rope.layout {own.layout}; with another its output makes no sense"
-        print(f"warning: {what}", file=sys.stderr)
+        tell(f"warning: {what}")
     if several is None:
         scaling = given.get("scaling", own.scaling)
         return {scaling: override_options(own, given, scaling, trained) if given else asdict(own)}

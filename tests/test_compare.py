@@ -419,7 +419,7 @@ def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_
     argv = flags(small, tmp_path / "out", "--seeds", "0", "--jobs", "2", schemes=("none", "rope", "alibi"))
     blocked = tmp_path / "out" / "none-seed0"
     (blocked / ".lock").mkdir(parents=True)  # in the way of one run, which finds out only when it takes its folder
-    said = f"--run.out {blocked} cannot be written (Is a directory): name a folder that can"
+    said = f"--out {blocked} cannot be written (Is a directory): name a folder that can"
     for at_once in ("2", "1"):  # alike: the code is 2, the line has no word of processes
         with pytest.raises(BadInput) as refused:
             compare.main([*argv, "--jobs", at_once])
@@ -460,8 +460,9 @@ def test_jobs_that_fail_are_named_and_end_with_code_3_and_the_same_line_however_
 @pytest.mark.parametrize(
     ("place", "more", "words"),
     [
-        ("taken", [], r"taken/rope-seed0 is a folder with other things in it"),
-        ("run/inside", [], r"inside/none-seed0 lies inside another run, .*run: "),
+        ("taken", [], r"^--out .*taken/rope-seed0 is a folder with other things in it"),
+        ("run/inside", [], r"^--out .*inside/none-seed0 lies inside another run, .*run: "),
+        ("L" * 300, [], r"^--out 'LLL.* has 300 bytes"),
         ("new", ["--run.batch_size", "1000000000000"], r"--run.batch_size 1000000000000, .* would need .* of memory"),
         ("new", ["--run.compile", "true"], r"--run.compile true needs a C\+\+ compiler"),
         ("new", ["--model.vocab_size", "100"], r"--model.vocab_size 100 is below"),

@@ -47,6 +47,14 @@ def test_gpus_that_shard_a_model_hold_what_one_cannot_and_processes_of_one_cpu_d
         devices.refuse_too_large(shape, 8, 1, torch.device(device), shards)
 
 
+def test_runs_at_a_time_must_fit_together(monkeypatch):
+    monkeypatch.setattr(devices.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 100 * 10**9}[name])
+    shape = ModelConfig(vocab_size=50_000, d_model=4096, n_layer=12)
+    devices.refuse_too_large(shape, 8, 1, torch.device("cpu"), 1, jobs=2)
+    with pytest.raises(BadInput, match=r"^--jobs 3, --model.vocab_size 50000, .* would need 1\d\d GB .* has 100:"):
+        devices.refuse_too_large(shape, 8, 1, torch.device("cpu"), 1, jobs=3)
+
+
 @pytest.mark.parametrize("position", SCHEMES)
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_parameters_are_counted_without_making_them(position, tie_embeddings):

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,19 @@ def test_what_would_command_a_terminal_is_shown_by_its_escape_and_letters_as_the
     outcome = at_the_shell(main, [])
     assert outcome.err.endswith("é文 \\x1b[31m\\x07\\x9b\\u202e\\x7f\\r\\n end\n")
     assert outcome.err[:-1].isprintable()
+
+
+def test_what_would_command_a_terminal_is_shown_so_in_warnings_too(at_the_shell, recwarn):
+    def main(argv):
+        warnings.showwarning(UserWarning("é \x1b[31m\u202e\n end"), UserWarning, "file", 1)
+        messages.tell("é \x1b[31m\u202e\n end")
+
+    warnings.showwarning, shown = lambda *given: sys.stderr.write(warnings.formatwarning(*given)), warnings.showwarning
+    try:
+        lines = at_the_shell(main, []).err.splitlines()
+    finally:
+        warnings.showwarning = shown
+    assert [line.partition("é")[2] for line in lines] == [" \\x1b[31m\\u202e end", " \\x1b[31m\\u202e\\n end"]
 
 
 def test_an_error_of_the_system_that_nobody_foresaw_is_a_line(at_the_shell):

@@ -129,6 +129,13 @@ def ways_past_the_door(sources: Sources) -> Breaches:
     return {path: calls for path, calls in found.items() if calls > ELSEWHERE.get(path, 0)}
 
 
+def messages_past_the_one_function(sources: Sources) -> Breaches:
+    """Messages printed otherwise than by `messages.tell`, which shows what would command a terminal by its escape"""
+    may = {"harness/messages.py": 1, "harness/stops.py": 1, "harness/run.py": 1}  # beside a progress bar
+    counts = {path: text.count("file=sys.stderr") for path, text in sources.items()}
+    return {path: n for path, n in counts.items() if n > may.get(path, 0)}
+
+
 # ---- imports ---------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +284,7 @@ RULES: list[Callable[[Sources], Breaches]] = [
     tries,
     long_messages,
     ways_past_the_door,
+    messages_past_the_one_function,
     scheme_names,
 ]
 
@@ -306,6 +314,11 @@ def repeat(line: str, times: int) -> str:
         (ways_past_the_door, {"evaluate.py": "open(x)", "harness/pages.py": "open(x)"}, {"evaluate.py": 1}),
         (ways_past_the_door, {"harness/tuning.py": "json.load(f)\np.read_text()"}, {"harness/tuning.py": 2}),
         (ways_past_the_door, {"harness/jobs.py": "launcher.open()\njson.loads(text)"}, {}),
+        (
+            messages_past_the_one_function,
+            {"harness/messages.py": "print(x, file=sys.stderr)", "harness/a.py": "print(x, file=sys.stderr)"},
+            {"harness/a.py": 1},
+        ),
         (files_in_no_room, {"rope.py": "", "helpers.py": "", "harness/a.py": ""}, {"helpers.py": 1}),
         (long_files, {"rope.py": repeat("1", 260), "model.py": repeat("1", 261)}, {"model.py": 261}),
         (long_files, {"compare.py": repeat("1", 251), "harness/a.py": repeat("1", 400)}, {"compare.py": 251}),

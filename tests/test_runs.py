@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -229,11 +230,28 @@ def test_references_in_a_config_are_refused_as_a_few_can_stand_for_more_than_mem
     assert "write the value out" in refused(at_the_shell, broken)
 
 
+WHOLE = {"status": "finished", "step": 4, "steps": 4, "parameters": 1, "position_parameters": 0, "seconds": 1.0}
+WHOLE |= {"val_loss": 2.0, "bits_per_byte": None, "test_loss": 2.0}
+
+
+def test_a_result_that_can_be_is_read(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(WHOLE))
+    assert read_result(tmp_path) == WHOLE
+
+
 @pytest.mark.parametrize(
     "content",
     [
         *('{"status": "finished"}', "[" * 100_000, '{"status": 3}', "[]", "", '{"status": "running", "step": "x"}'),
         *('{"status": "finished", "step": 1, "steps": 0}', '{"status": "finished", "val_loss": "low"}'),
+        *(json.dumps(WHOLE | {"step": step}) for step in (-1, 0, 3, 5, 10**400)),
+        *(
+            json.dumps(WHOLE | {name: value})
+            for name in ("val_loss", "seconds")
+            for value in (-1.0, math.nan, math.inf)
+        ),
+        *(json.dumps(WHOLE | {"val_loss": "?"}).replace('"?"', "1e999"), json.dumps(WHOLE | {"device": "\x1b[31m"})),
+        *(json.dumps(WHOLE | {"weights_sha256": "x" * 64}), json.dumps(WHOLE | {"parameters": -1})),
     ],
 )
 def test_a_result_that_cannot_be_is_none(tmp_path, content):
@@ -242,7 +260,22 @@ def test_a_result_that_cannot_be_is_none(tmp_path, content):
     assert describe_progress(tmp_path) == "unfinished"
 
 
-@pytest.mark.parametrize("content", ["[1]", '{"64": "x"}', '{"x": 1.0}', "[" * 100_000, '{"64": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            "[1]",
+            '{"64": "x"}',
+            '{"x": 1.0}',
+            "[" * 100_000,
+            '{"64": {}}',
+            '{"64": NaN}',
+            '{"64": -1}',
+            '{"64": 1e999}',
+        ),
+        f'{{"{"9" * 5000}": 1.0}}',
+    ],
+)
 def test_lengths_that_cannot_be_are_none(tmp_path, content):
     (tmp_path / "lengths.json").write_text(content)
     assert read_lengths(tmp_path) == {}
@@ -251,5 +284,6 @@ def test_lengths_that_cannot_be_are_none(tmp_path, content):
 def test_only_whole_events_are_read(tmp_path):
     good = '{"step": 1, "split": "train", "loss": 2, "seconds": 0.5}'
     lines = ["[" * 100_000, '{"step": "1", "split": "val", "loss": 1.0}', '{"step": 1, "split": "val"}', good, "\x00"]
+    lines += [good.replace("0.5", '"x"'), good.replace("0.5", "-1"), good.replace("2", "NaN"), good.replace("1", "0")]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert list(read_metrics(tmp_path)) == [{"step": 1, "split": "train", "loss": 2, "seconds": 0.5}]
