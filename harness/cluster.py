@@ -1,8 +1,10 @@
 """The runs of a comparison as jobs of a Slurm cluster, one a run, through submitit: compare.py --launcher slurm.
 
-compare.py stays, shows their progress, and writes the report when all have ended. If it is lost without a signal, with
-its terminal or machine, the jobs stay queued; tmux prevents that. The comparison's folder must be on a disk that the
-cluster's machines share; its folder jobs-... holds submitit's files and the logs.
+compare.py stays, shows their progress, and writes the report when all have ended. A signal, that of a closed terminal
+too, makes it cancel them. If it is lost without one (kill -9, or with its machine), they stay queued; the next one in
+the same folder names them and is refused until they have ended. Their devices and memory are other machines', and are
+checked by each job as it starts. The comparison's folder must be on a disk that the cluster's machines share; its
+folder jobs-... holds submitit's files and the logs.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -26,6 +28,7 @@ from harness.messages import BadInput, run_main
 from harness.ranges import STRICT, AtLeast1
 from harness.signals import Signals
 
+ANSWERS = 120  # seconds in which a command of Slurm must have answered
 REQUEUES = 100  # at most; a time limit too short for one step would requeue the job for ever
 OURS = {"output", "error", "open-mode", "signal", "array", "nodes", "ntasks", "job-name", "wait", "no-requeue"}
 
@@ -115,16 +118,34 @@ class Launcher:
         except ImportError as error:
             how = f"{sys.executable} -m pip install --editable '{Path(__file__).parents[1]}[cluster]'"
             raise BadInput(f"--launcher slurm needs submitit, which is not installed: {how}") from error
-        for program in ("sbatch", "srun", "scancel"):
+        for program in ("sbatch", "srun", "scancel", "squeue"):
             if not shutil.which(program):
                 fix = "run compare.py on a machine that can submit jobs to the cluster, or leave --launcher out"
                 raise BadInput(f"--launcher slurm: there is no {program} on this machine: {fix}")
         if "%" in str(out.absolute()):
             raise BadInput(f"--out {out}: Slurm and submitit read % in a path as a pattern: name a folder without it")
         self.slurm, self.out, self.submitit, self.executor = slurm, out, submitit, None
+        self.submitted: set[str] = set()
+
+    def refuse_orphans(self) -> None:
+        """Raise BadInput if jobs of an earlier comparison in the folder are still queued or running."""
+        earlier = {file.name.partition("_")[0] for file in self.out.glob("jobs-*/*_submitted.pkl")}
+        if not earlier:
+            return
+        ask = ["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}"]
+        try:
+            answer = subprocess.run(ask, capture_output=True, text=True, errors="replace", check=True, timeout=ANSWERS)
+        except (OSError, subprocess.SubprocessError) as error:
+            why = " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
+            what = f"squeue cannot say whether jobs of an earlier comparison in {self.out} are still queued"
+            raise BadInput(f"--launcher slurm: {what} ({why}): wait until it can, or choose another --out") from error
+        if left := sorted(earlier.intersection(answer.stdout.split())):
+            what = f"jobs of an earlier comparison in {self.out} are still queued or running"
+            raise BadInput(f"--launcher slurm: {what}: wait until they have ended, or scancel {' '.join(left)}")
 
     def open(self) -> None:
         """Create a folder for submitit's files: a new one each time, so that nothing old in it is ever unpickled."""
+        self.refuse_orphans()
         folder = tempfile.mkdtemp(prefix=time.strftime("jobs-%Y%m%d-%H%M%S-"), dir=self.out)
         # The job's Python must find these modules wherever it starts, and submitit must not write to the log itself.
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -144,14 +165,32 @@ class Launcher:
         # A terminal sends Ctrl-C to all its processes. Children started while it is ignored ignore it too: compare.py
         # passes it on. Nor may it interrupt between a submission and the record of it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before, began = signal.signal(signal.SIGALRM, too_late), time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, ANSWERS)
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # reported below
-                return SubmittedJob(self.executor.submit(Work(work, job)))
-        except RuntimeError as error:  # how submitit reports any error of sbatch
-            line = " ".join(str(error).split())
+                submitted = self.executor.submit(Work(work, job))
+        except (TimeoutError, RuntimeError) as error:  # RuntimeError: as submitit reports any error of sbatch
+            line = " ".join(str(error).split())[:1000]
+            if time.monotonic() - began >= ANSWERS:
+                what = f"sbatch has not answered for {ANSWERS} seconds about {job.run.name}"
+                line = f"--launcher slurm: {what}: see with squeue what is queued, and try again later"
+                raise BadInput(line) from error
             raise BadInput(f"--launcher slurm: Slurm refuses the job of {job.run.name}: {line}") from error
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
             signal.signal(signal.SIGINT, handler)
+        if submitted.job_id in self.submitted:  # it has the other's files now
+            what = f"sbatch gives the job of {job.run.name} the number {submitted.job_id}, which another one here has"
+            raise BadInput(f"--launcher slurm: {what}: see with squeue what is queued, and try again later")
+        self.submitted.add(submitted.job_id)
+        return SubmittedJob(submitted)
+
+
+def too_late(number: int, frame: Any) -> NoReturn:
+    """What ends the wait for a command of Slurm that does not answer."""
+    raise TimeoutError
 
 
 class SubmittedJob:
@@ -175,9 +214,14 @@ class SubmittedJob:
 
     def terminate(self) -> None:
         """Ask the run to save and end; a job that is still queued is cancelled."""
-        if not self.job.done():
-            subprocess.run(["scancel", "--signal=INT", self.job.job_id], capture_output=True, check=False)
-            self.job.cancel(check=False)
+        if self.job.done():
+            return
+        try:
+            for words in (["--signal=INT"], []):
+                subprocess.run(["scancel", *words, self.job.job_id], capture_output=True, check=False, timeout=ANSWERS)
+        except (OSError, subprocess.TimeoutExpired):
+            print(f"job {self.job.job_id} could not be cancelled, scancel does not answer: scancel {self.job.job_id}")
+        else:
             print(f"job {self.job.job_id} is cancelled; Slurm ends it within its KillWait, usually half a minute")
 
     def join(self) -> None:

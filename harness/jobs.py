@@ -31,6 +31,7 @@ from harness.plugins import LOADED
 from harness.runs import read_json, read_metrics, read_result, weights_sha256
 from model import ModelConfig
 
+MADE = ("summary.json", "curves.png", "accuracy.png", "report.md")  # beside the runs' folders
 NAME = "compare.py"  # with which a job's messages begin
 PATIENCE = 30.0  # seconds in which a run whose comparison was killed may finish its step and save
 
@@ -42,6 +43,13 @@ class Measured(TypedDict):
 
 
 MEASURED = TypeAdapter(Measured)
+SHARED = {  # hashes that runs with the same seed must share
+    "shared_init_sha256": "shared first weights",
+    "batches_sha256": "batches",
+    "data_sha256": "prepared corpus",
+}
+FIGURES = (*SHARED, "seconds", "tokens_per_second", "precision", "device", "threads", "versions")
+FIGURES += ("steps", "parameters", "position_parameters", "val_loss", "test_loss")  # of result.json, all needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +76,19 @@ def hash_weights(job: Job) -> str | None:
 
 
 def is_trained(job: Job) -> bool:
-    """Whether a job's folder holds its finished run, with the weights that its result.json was measured on."""
+    """Whether a job's folder holds its finished run, with the weights that its result.json was measured on.
+
+    Raises:
+        BadInput: if it does, and result.json lacks what a comparison shows.
+    """
     result, found = read_result(job.folder), hash_weights(job)
+    if result.get("status") == "finished":
+        lacks = [f"no {name}" for name in FIGURES if result.get(name) is None]
+        if result["steps"] != job.run.steps:
+            lacks.append(f"steps {result['steps']}, not {job.run.steps}")
+        if lacks:
+            file = job.folder / "result.json"
+            raise BadInput(f"{file} is damaged, it has {lacks[0]}: restore it from a copy, or --run.overwrite true")
     return result.get("status") == "finished" and found is not None and result.get("weights_sha256", found) == found
 
 
@@ -113,6 +132,10 @@ def own(out: Path) -> Iterator[Callable[[], None]]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            for path in out.iterdir():
+                if (path.name in MADE or path.suffix == ".log") and path.exists() and not path.is_file():
+                    what = f"{path.name} in it is no plain file: remove it, or choose another --out"
+                    raise BadInput(f"--out {out}: {what}")
         except Timeout as error:
             what = "is being written by another process: wait until that has ended, or choose another --out"
             raise BadInput(f"--out {out} {what}") from error
@@ -168,7 +191,8 @@ class ProcessJob(SpawnProcess):
         """Do the work, with all output in the log file."""
         threading.Thread(target=end_with_parent, daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; compare.py passes it on
-        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.log.unlink(missing_ok=True)  # a link must not be written through
+        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.argv = [NAME]

@@ -4,6 +4,7 @@
 2    bad input: something that cannot be done was asked for, for example a damaged run folder; nothing was changed
 3    failed while running: a loss that is not finite, no space or memory left, an output that its reader has closed;
      what was logged is kept
+129  stopped as its terminal was closed (SIGHUP); under nohup it goes on
 130  stopped by Ctrl-C (SIGINT)
 143  stopped by SIGTERM
 
@@ -63,6 +64,8 @@ def run_main(main: Callable[[list[str] | None], Any], argv: list[str] | None = N
     name = os.path.basename(sys.argv[0]) + ("" if rank == "0" else f" on rank {rank}")
     warnings.formatwarning = lambda message, *_: f"{name}: warning: {one_line(' '.join(str(message).split()))}\n"
     signal.signal(signal.SIGTERM, stops.stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, stops.stop)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end a script that has nothing to save yet
     met: BaseException | None = None
     try:

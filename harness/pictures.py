@@ -1,6 +1,7 @@
 """What pictures share: the figure itself, lines by context length, heat maps."""
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,19 @@ from harness.tables import interval
 def picture(path: Path, rows: int, columns: int, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
     """matplotlib's axes, (rows, columns), of a figure of this size in inches, which is written to a file at the end.
 
-    matplotlib is imported here because that takes a second, and most scripts draw nothing.
+    matplotlib is imported here because that takes a second, and most scripts draw nothing. A user's own settings for it
+    are not taken: the pictures are those of the pages, and a $ in a name is a $.
     """
     os.environ["MPLBACKEND"] = "Agg"  # the import refuses a name that is not installed, as a notebook may have set
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that it cannot write in, say, does no harm
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(size, layout="constrained")
-    yield figure.subplots(rows, columns, squeeze=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "text.parse_math": False, "backend": "Agg"}):
+        figure = Figure(size, layout="constrained")
+        yield figure.subplots(rows, columns, squeeze=False)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi)
     write_whole(path, drawn.getvalue())
 
 

@@ -8,8 +8,8 @@ from statistics import mean
 from typing import Any
 
 from harness.folder import MAY_DIFFER
-from harness.jobs import Job, read_lengths
-from harness.messages import BadInput
+from harness.jobs import FIGURES, SHARED, Job, is_trained, read_lengths
+from harness.messages import BadInput, RunFailed
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
 from harness.ranges import read_section
@@ -18,11 +18,6 @@ from harness.tables import format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
 
-SHARED = {  # hashes that runs with the same seed must share
-    "shared_init_sha256": "shared first weights",
-    "batches_sha256": "batches",
-    "data_sha256": "prepared corpus",
-}
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
 
 
@@ -31,16 +26,17 @@ def summarise(jobs: list[Job]) -> dict[str, Any]:
 
     Raises:
         BadInput: if runs of one seed started from different weights or trained on different batches.
+        RunFailed: if a run is no longer there, or not as it was left.
     """
-    names = ("steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss")
-    how = ("seconds", "tokens_per_second", "precision", "device", "threads", "versions")
     runs = []
     for job in jobs:
+        if not is_trained(job) or not (losses := read_lengths(job)):
+            raise RunFailed(f"{job.folder} is not as its job has left it: another program has changed it meanwhile")
         result = read_result(job.folder)
-        run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in names}}
-        run_ |= {"learning_rate": job.run.learning_rate, "loss_by_length": read_lengths(job)}
+        run_ = {"scheme": job.model.position, "seed": job.run.seed, **{name: result[name] for name in FIGURES}}
+        run_ |= {"bits_per_byte": result["bits_per_byte"], "learning_rate": job.run.learning_rate}
+        run_ |= {"loss_by_length": losses}
         run_["weights_sha256"] = weights_sha256(job.folder)  # of what all these figures were measured on
-        run_ |= {name: result[name] for name in (*SHARED, *how)}
         if job.data.corpus.startswith("task:"):
             rows = read_accuracy(job.folder)
             by_task = group_by((row for row in rows if row["depth"] is None), "task")
@@ -138,7 +134,7 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
     text_reaches = any(r["loss_by_length"][far] is not None for r in summary["runs"])
     for scheme, runs in groups.items() if int(far) > trained else ():
         losses = [r["loss_by_length"] for r in runs]
-        if any(loss[far] is None for loss in losses):
+        if any(None in (loss[far], loss[str(trained)]) for loss in losses):
             why = f"its positions end at {trained}" if text_reaches else "the validation text is too short"
             lines.append(f"{scheme} cannot be scored at {far} tokens: {why}.")
             continue

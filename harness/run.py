@@ -21,7 +21,7 @@ from data import Corpus, DataConfig
 from harness import devices, progress
 from harness.curves import Curves
 from harness.folder import RunFolder, refuse_taken, verify_finished
-from harness.messages import BadInput, RunFailed, silence
+from harness.messages import BadInput, RunFailed, silence, tell
 from harness.processes import ALONE, World, gather_model, gather_tensor, sum_gradients
 from harness.provenance import chain_sha256, shared_sha256, versions
 from harness.run_options import RunConfig, fit_vocabulary
@@ -297,7 +297,8 @@ class Run:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.status = "interrupted"
             how_far = f"interrupted at step {self.state['step']} of {self.config.steps}; {saved}"
-            tqdm.write(f"{how_far}: go on with --run.resume true", file=sys.stderr)
+            with suppress(OSError), tqdm.external_write_mode(file=sys.stderr):  # OSError: a terminal that was closed
+                tell(f"{how_far}: go on with --run.resume true")
         with suppress(OSError):  # a full disk is said once, below
             self.folder.result(self.status, **self.state, why=" ".join(str(error).split()) or self.status)
         if isinstance(error, BrokenPipeError):

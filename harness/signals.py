@@ -3,6 +3,8 @@
 .venv/bin/python -m pytest tests/test_resume.py -k signal
 """
 
+from harness.stops import hush
+
 import multiprocessing
 import os
 import signal
@@ -14,7 +16,7 @@ from typing import Any
 class Signals:
     """What signals have asked of a training run. Made when it begins; `let_go` when it ends."""
 
-    STOPS = (signal.SIGINT, signal.SIGTERM)  # a job of a cluster has others: see harness/cluster.py
+    STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a job of a cluster has others: see harness/cluster.py
     SAVES = (signal.SIGUSR1,)
     # A cluster may send a stop to compare.py or torchrun and to their processes too, and they hand it on: that makes
     # one stop, not two. In seconds; alone, the second stop counts at once.
@@ -31,7 +33,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may say what signals do
         for number in (*self.STOPS, *self.SAVES):
-            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
+            # ignored in a shell's background job, and under nohup
+            if number not in (signal.SIGINT, signal.SIGHUP) or signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.note)
 
     def let_go(self) -> None:
@@ -43,6 +46,7 @@ class Signals:
         if number in self.SAVES:
             self.save = True
         elif self.stop is None:
+            hush(number)
             self.stop, self.since = number, time.monotonic()
             if not self.between_steps:
                 self.leave(number)
@@ -50,7 +54,7 @@ class Signals:
             os._exit(128 + number)
 
     def leave(self, number: int | None) -> None:
-        """End the run if a signal asked for that, by the exceptions that lead to exit codes 130 and 143."""
+        """End the run if a signal asked for that, by the exceptions that lead to exit codes 129, 130 and 143."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number is not None:

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 
@@ -21,9 +22,18 @@ came: int | None = None  # the signal that asked this main to stop
 code: int | None = None  # with which run_main ends the script
 
 
+def hush(number: int) -> None:
+    """At SIGHUP, discard what is still printed to the terminal: it is gone, and each line would be an error."""
+    for stream in (1, 2) if number == signal.SIGHUP else ():
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def stop(number: int, frame: object, leave: Callable = os._exit) -> None:  # not looked up: Python clears modules last
     """End the process: at once, or, amid a main, by the exceptions that lead to exit codes 130 and 143."""
     global came
+    hush(number)
     if not in_main:
         leave(128 + number)
     came = number

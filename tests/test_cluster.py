@@ -4,12 +4,14 @@
 """
 
 import os
+import re
 import shutil
 import signal
 import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -179,6 +181,7 @@ SLURM = {
     "scontrol": "[ \"$*\" = 'requeue 7' ] && touch $CLUSTER/requeue",
     "scancel": 'echo "$@" >> $CLUSTER/cancelled',
     "sacct": 'echo "JobID|State|NodeList"; echo "7|RUNNING|here"',
+    "squeue": "cat $CLUSTER/queue 2>/dev/null",
 }
 
 
@@ -251,6 +254,65 @@ def test_what_slurm_says_against_a_job_is_one_line(small, tmp_path, slurm, at_th
     (line,) = [line for line in ended.err.splitlines() if line.strip()]
     for word in ("--launcher slurm", "rope-seed0", "invalid partition specified: gpuu"):
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "says", "cancelled"),
+    [
+        (r"echo Submitted job, $'\e[31m' thanks", r"Slurm refuses the job of none-seed0: .*Could not make sense", 0),
+        ("echo Submitted batch job 7", "of rope-seed0 the number 7, which another one here has: see with squeue", 2),
+        ("exec sleep 60", "sbatch has not answered for 1 seconds about none-seed0: see with squeue", 0),
+        ('rm "$0"; echo Submitted batch job 7', "No such file or directory: sbatch", 2),
+    ],
+    ids=["says nothing of use", "gives an id twice", "hangs", "is gone"],
+)
+def test_an_sbatch_that_cannot_be_trusted_is_one_line_and_what_it_has_queued_is_cancelled(
+    small, tmp_path, slurm, at_the_shell, monkeypatch, sbatch, says, cancelled
+):
+    (slurm / "sbatch").write_text(f"#!/bin/bash\n{sbatch}\n")
+    monkeypatch.setattr(cluster, "ANSWERS", 1)
+    ended = at_the_shell(compare.main, [*small, *TWO, "--launcher", "slurm", "--out", str(tmp_path / "out")])
+    (line,) = ended.err.splitlines()
+    assert re.search(says, line)
+    assert ended.code == (3 if "No such" in says else 2)
+    told = (slurm / "cancelled").read_text().splitlines() if cancelled else []
+    assert told == ["--signal=INT 7", "7"][:cancelled]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("squeue", "says"),
+    [
+        ("echo 5; echo 12", r"still queued or running: .*scancel 12$"),
+        ("echo slurm is away >&2; exit 1", r"squeue cannot say whether .*\(slurm is away\)"),
+        ("exec sleep 60", "squeue cannot say whether .* timed out"),
+        ("echo 5; echo 121", None),
+    ],
+)
+def test_jobs_that_outlived_their_comparison_are_named_and_a_second_one_is_refused(
+    tmp_path, slurm, monkeypatch, squeue, says
+):
+    (slurm / "squeue").write_text(f"#!/bin/bash\n{squeue}\n")
+    monkeypatch.setattr(cluster, "ANSWERS", 1)
+    launcher = Launcher(cluster.SlurmConfig(), tmp_path)
+    launcher.open()  # nothing is there, and nobody is asked
+    (folder,) = tmp_path.glob("jobs-*")
+    for name in ("12_submitted.pkl", "13_submitted.pkl", "--all_submitted.pkl", "12_0_result.pkl"):
+        (folder / name).touch()
+    if says is None:
+        launcher.open()
+        return
+    with pytest.raises(BadInput, match=says):
+        launcher.open()
+    assert len(list(tmp_path.glob("jobs-*"))) == 1
+
+
+def test_a_scancel_that_does_not_answer_is_named_and_not_waited_for(slurm, monkeypatch, capsys):
+    (slurm / "scancel").write_text("#!/bin/bash\nexec sleep 60\n")
+    monkeypatch.setattr(cluster, "ANSWERS", 0.2)
+    job = SimpleNamespace(job_id="7", done=lambda: False, paths=SimpleNamespace(stdout=None))
+    cluster.SubmittedJob(job).terminate()
+    assert "job 7 could not be cancelled" in capsys.readouterr().out
 
 
 def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small, tmp_path, slurm, monkeypatch):
