@@ -171,7 +171,9 @@ def is_finished(job: Job) -> bool:
         return False
     finished = read_result(job.folder).get("status") == "finished"
     configs = {"data": job.data, "model": job.model, "run": job.run}
-    if (job.folder / "config.yaml").exists() and (found := find_differences(job.folder, configs, MAY_DIFFER_HERE)):
+    if (finished or (job.folder / "config.yaml").exists()) and (
+        found := find_differences(job.folder, configs, MAY_DIFFER_HERE)
+    ):
         raise BadInput(
             f"--out {job.folder.parent}: the {'' if finished else 'unfinished '}run {job.run.name} there has "
             f"{'; '.join(found)}: choose another --out, or --run.overwrite true"

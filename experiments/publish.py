@@ -13,6 +13,7 @@ from typing import Any
 from harness import report
 from harness.files import write_whole
 from harness.messages import BadInput, run_main
+from harness.opening import Damaged, parse_json, read_inside
 from harness.options import Parser
 from harness.pages import ROOT, replace_section
 
@@ -38,9 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     if not all((made / name).is_file() for name in ("summary.json", "curves.png")):
         raise BadInput(f"{made} is not the folder of a comparison: name one that compare.py made")
     try:
-        summary = json.loads((made / "summary.json").read_text(encoding="utf-8"))
+        summary = parse_json(report.SUMMARY, read_inside(made, "summary.json"), made / "summary.json")
         body = section(summary)
-    except (ValueError, KeyError, TypeError) as error:
+    except Damaged as error:
+        raise BadInput(f"{error}: make it again with compare.py") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{made / 'summary.json'} is damaged ({error}): make it again with compare.py") from error
     write_whole(ROOT / "results" / "compare.json", json.dumps(summary, indent=2) + "\n")
     shutil.copy(made / "curves.png", ROOT / "docs" / "compare.png")

@@ -1,14 +1,18 @@
 """Pages with generated sections: finding and replacing them, reading measurements for them, and verdicts."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal, Required, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
 
 from harness.files import write_whole
 from harness.messages import BadInput
+from harness.opening import Damaged, parse_json, read_inside
+from harness.ranges import AtLeast0, AtLeast1, LossByLength, Seed, Share
 from harness.tables import format_mean, interval, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +21,49 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "NOT reproduced", "inco
 Rows = list[dict[str, Any]]
 """Measurements of one part of results/data/, as their files have them."""
 
+T = TypeVar("T")
+
+
+class Machine(TypedDict):
+    """Where a measurement was made, as far as the pages say it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    cpu: str
+    torch: str
+
+
+class Cell(TypedDict, total=False):
+    """What evaluate.py found at a length; it has more figures."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    length: Required[AtLeast1]
+    loss: Required[AtLeast0 | None]
+    crop_loss: AtLeast0 | None
+    accuracy: Required[Share | None]
+    depth: Share | None
+    task: str
+
+
+class Row(TypedDict, total=False):
+    """A file of results/data/; it has more labels and figures."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    seed: Required[Seed]
+    scheme: str
+    scaling: str
+    base: AtLeast1
+    val_loss: Required[AtLeast0]
+    test_loss: Required[AtLeast0]
+    bits_per_byte: Required[AtLeast0 | None]
+    precision: Required[Literal["fp32", "bf16"]]
+    commit: Required[str | None]
+    versions: Required[Machine]
+    loss_by_length: LossByLength
+    curve: list[tuple[AtLeast1, AtLeast0 | None]]
+    results: list[Cell]
+
+
+ROW = TypeAdapter(Row)
 Figure = Callable[[dict[str, Any]], float | None]
 """Takes a figure from a row; None where it has none."""
 
@@ -45,8 +92,17 @@ def replace_section(maker: str, section: str) -> None:
 
 
 def load_rows(part: str) -> Rows:
-    """All measurements of a part."""
-    return [json.loads(file.read_text("utf-8")) for file in sorted(ROOT.glob(f"results/data/{part}/*.json"))]
+    """All measurements of a part. Raises BadInput for a file that cannot be one."""
+    files = sorted(ROOT.glob(f"results/data/{part}/*.json"))
+    return [read_figures(file, ROW, "remove it, and the same command measures it again") for file in files]
+
+
+def read_figures(file: Path, schema: TypeAdapter[T], cure: str) -> T:
+    """A JSON file of figures. Raises BadInput for one that does not fit its schema, with what would help."""
+    try:
+        return parse_json(schema, read_inside(file.parent, file.name), file)
+    except Damaged as error:
+        raise BadInput(f"{error}; {cure}") from error
 
 
 def select(rows: Rows, **labels: Any) -> Rows:

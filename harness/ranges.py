@@ -16,6 +16,11 @@ AtLeast1 = Annotated[int, Field(ge=1, le=10**12)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Multiple = Annotated[float, Field(gt=0, le=1_000_000)]  # of a trained length
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # a loss or a time, say
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # of batches there are none at first
+LossByLength = dict[Annotated[str, Field(pattern="^[0-9]{1,15}$")], AtLeast0 | None]
 KINDS = {  # what pydantic calls a value of a wrong kind -> what it must be
     "int_type": "a whole number",
     "float_type": "a number",

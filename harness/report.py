@@ -1,23 +1,75 @@
 """The summary of a comparison (summary.json), and the tables, sentences, pictures and report that are made from it."""
 
-import json
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from harness.folder import MAY_DIFFER
 from harness.jobs import FIGURES, SHARED, Job, is_trained, read_lengths
 from harness.messages import BadInput, RunFailed
 from harness.pictures import Line, draw_by_length, draw_heat_maps, frame_lines, picture
 from harness.provenance import commit, versions
-from harness.ranges import read_section
-from harness.runs import read_accuracy, read_metrics, read_result, weights_sha256
-from harness.tables import format_mean, group_by, interval, markdown
+from harness.ranges import Above0, AtLeast0, Count, LossByLength, Seed, read_section
+from harness.runs import read_accuracy, read_json, read_metrics, read_result, weights_sha256
+from harness.tables import code, format_mean, group_by, interval, markdown
 from model import ModelConfig
 from positions import SCHEMES
 
+
+class Best(TypedDict):
+    """A scheme's best run of a sweep; it has more figures."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    bits_per_byte: AtLeast0
+    learning_rate: Above0
+
+
+class Sections(TypedDict):
+    """Options by section."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    run: dict[str, Any]
+
+
+class Sweep(TypedDict):
+    """What results/learning_rate.json says, as far as a report needs it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    settings: Sections
+    best: dict[str, Best]
+
+
+class Compared(TypedDict):
+    """A run of a summary.json, as far as its tables need it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    scheme: str
+    seed: Seed
+    val_loss: AtLeast0
+    test_loss: AtLeast0
+    bits_per_byte: AtLeast0 | None
+    position_parameters: Count
+    precision: Literal["fp32", "bf16"]
+    loss_by_length: Annotated[LossByLength, Field(min_length=1)]
+
+
+class Summary(TypedDict):
+    """A summary.json, as far as its tables need it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    runs: Annotated[list[Compared], Field(min_length=1)]
+    config: Sections
+    versions: dict[str, str]
+    commit: str | None
+
+
+SWEEP, SUMMARY = TypeAdapter(Sweep), TypeAdapter(Summary)
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
 
 
@@ -75,13 +127,16 @@ def select_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def read_best_rates(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Each scheme's best rate in the committed sweep, if the sweep had this comparison's settings."""
-    if not BEST_RATES.exists():
+    sweep, ours = read_json(BEST_RATES.parent, BEST_RATES.name, SWEEP), select_settings(summary["config"])
+    if sweep is None:
         return {}
-    sweep, ours = json.loads(BEST_RATES.read_text()), select_settings(summary["config"])
     theirs = sweep["settings"]
-    for settings in (ours, theirs):  # under today's names, with the defaults of options added since
-        fits_any_shape = settings["model"] | {"position": "none"}
-        settings["model"] = asdict(read_section(ModelConfig, fits_any_shape))
+    try:
+        for settings in (ours, theirs):  # under today's names, with the defaults of options added since
+            fits_any_shape = settings["model"] | {"position": "none"}
+            settings["model"] = asdict(read_section(ModelConfig, fits_any_shape))
+    except ValueError:  # an option that is none today, say
+        return {}
     same = all(ours[part].get(name, value) == value for part in ours for name, value in theirs[part].items())
     return sweep["best"] if same else {}
 
@@ -235,8 +290,8 @@ def format_report(summary: dict[str, Any]) -> str:
 # How should a transformer represent order?
 
 The question: {model["n_layer"]} layers, {model["d_model"]} wide, {model["n_head"]} heads, trained on
-{config["data"]["corpus"]} for {steps} steps of {rows} x {model["seq_len"]} tokens, once with each of these position
-schemes: {", ".join(group_by_scheme(summary["runs"]))}. Which {better}
+{code(config["data"]["corpus"])} for {steps} steps of {rows} x {model["seq_len"]} tokens, once with each of these
+position schemes: {", ".join(group_by_scheme(summary["runs"]))}. Which {better}
 within the trained length, and which beyond it?
 
 ## Results

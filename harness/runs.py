@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar
+from typing import Any, Literal, NotRequired, Required, TypeVar
 
 import torch
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from typing_extensions import TypedDict
@@ -23,16 +23,10 @@ from harness.messages import BadInput
 from harness.opening import Damaged, open_inside, parse_json, read_inside
 from harness.options import PlainLoader
 from harness.plugins import load_plugins
-from harness.ranges import AtLeast1, Seed, explain, read_section
+from harness.ranges import AtLeast0, AtLeast1, Count, LossByLength, Seed, Sha256, Share, explain, read_section
 from model import ModelConfig, Transformer
 
 T = TypeVar("T")
-
-
-AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # a loss or a time, say
-Count = Annotated[int, Field(ge=0, le=10**15)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # of batches there are none at first
 
 
 class Result(TypedDict, total=False):
@@ -94,10 +88,7 @@ class RunOptions(TypedDict):
 
 
 RESULT, EVENT, SETTINGS = TypeAdapter(Result), TypeAdapter(Event), TypeAdapter(RunOptions)
-LENGTHS, ACCURACY = (
-    TypeAdapter(dict[Annotated[str, Field(pattern="^[0-9]{1,15}$")], AtLeast0 | None]),
-    TypeAdapter(list[Accuracy]),
-)
+LENGTHS, ACCURACY = TypeAdapter(LossByLength), TypeAdapter(list[Accuracy])
 FINISHED = {"step", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"}
 
 

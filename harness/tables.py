@@ -5,12 +5,20 @@ from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
+from harness.messages import one_line
+
 
 def markdown(rows: list[list[str]]) -> list[str]:
-    """Rows, the first of them the head, as the lines of a Markdown table."""
+    """Rows, the first of them the head, as the lines of a Markdown table; what stands in a cell stays in it."""
+    rows = [[one_line(cell).replace("|", r"\|").replace("<", "&lt;") for cell in row] for row in rows]
     rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+
+
+def code(text: str) -> str:
+    """A name as Markdown shows it, whatever is in it."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
 
 
 def interval(values: Iterable[float]) -> tuple[float, float | None]:

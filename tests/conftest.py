@@ -50,17 +50,23 @@ class Outcome:
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard() -> None:
-    """A shell starts what runs in its background, a CI job say, deaf to Ctrl-C, and tests send that signal."""
+    """A shell starts what runs in its background, a CI job say, deaf to Ctrl-C, and tests send that signal.
+
+    Under nohup it is deaf to SIGHUP.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A script may set threads, signal handlers and the look of warnings; here the next test must not feel it."""
-    threads, handler, look = torch.get_num_threads(), signal.getsignal(signal.SIGTERM), warnings.formatwarning
+    threads, look = torch.get_num_threads(), warnings.formatwarning
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     warnings.formatwarning = look
 
 

@@ -37,6 +37,7 @@ DOCUMENTED = {
     *("scheme", "seed", "steps", "parameters", "position_parameters", "val_loss", "bits_per_byte", "test_loss"),
     *("learning_rate", "loss_by_length", "shared_init_sha256", "batches_sha256", "seconds", "tokens_per_second"),
 }
+MISSING = object()
 BESIDES = {"weights_sha256", "data_sha256", "precision", "device", "threads", "versions"}
 
 
@@ -357,6 +358,29 @@ def test_weights_that_are_not_those_of_result_json_are_made_again_before_anythin
 
 
 @pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"data_sha256": MISSING}, "no data_sha256"),
+        ({"versions": MISSING}, "no versions"),
+        ({"seconds": None}, "no seconds"),
+        ({"step": 100, "steps": 100}, "steps 100, not 4"),
+    ],
+)
+def test_a_result_that_lacks_what_is_compared_is_refused_by_name_before_anything_is_trained(
+    comparison, small, monkeypatch, values, says
+):
+    forbid_training(monkeypatch)
+    result = comparison / "rope-seed1" / "result.json"
+    kept = {name: v for name, v in (json.loads(result.read_text()) | values).items() if v is not MISSING}
+    result.write_text(json.dumps(kept))
+    with pytest.raises(BadInput, match=f"{result} is damaged, it has {says}: restore it"):
+        compare.main(flags(small, comparison))
+    (comparison / "alibi-seed0" / "config.yaml").unlink()  # nobody knows what that was measured with
+    with pytest.raises(BadInput, match=r"alibi-seed0/config.yaml is damaged: .*No such file"):
+        compare.main(flags(small, comparison))
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "names"),
     [
         ("--run.steps", "5", ["run.steps 4", "not 5"]),
@@ -419,6 +443,8 @@ def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_
     argv = flags(small, tmp_path / "out", "--seeds", "0", "--jobs", "2", schemes=("none", "rope", "alibi"))
     blocked = tmp_path / "out" / "none-seed0"
     (blocked / ".lock").mkdir(parents=True)  # in the way of one run, which finds out only when it takes its folder
+    (tmp_path / "thesis.tex").write_text("not ours")
+    (tmp_path / "out" / "rope-seed0.log").symlink_to(tmp_path / "thesis.tex")
     said = f"--out {blocked} cannot be written (Is a directory): name a folder that can"
     for at_once in ("2", "1"):  # alike: the code is 2, the line has no word of processes
         with pytest.raises(BadInput) as refused:
@@ -429,6 +455,7 @@ def test_jobs_side_by_side_give_the_figures_of_one_at_a_time_and_one_that_fails_
             assert read_result(tmp_path / "out" / f"{scheme}-seed0")["status"] == "finished"
         assert sorted(path.name for path in (tmp_path / "out").glob("*.log")) == ["alibi-seed0.log", "rope-seed0.log"]
 
+    assert (tmp_path / "thesis.tex").read_text() == "not ours"
     shutil.rmtree(blocked)
     compare.main([*argv, "--jobs", "1"])
     ours = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,17 @@ def test_a_folder_is_one_comparisons_at_a_time_and_a_refusal_leaves_nothing_in_i
         assert not (tmp_path / ".lock").exists()
         with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="another process"):  # it came in between
             other()
+
+
+@pytest.mark.parametrize("name", ["report.md", "summary.json", "rope-seed0.log"])
+def test_what_a_comparison_could_not_write_is_refused_before_it_begins(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with jobs.own(tmp_path) as take, pytest.raises(BadInput, match=f"--out {tmp_path}: {name} in it is no plain file"):
+        take()
+
+
+def test_a_run_is_refused_in_the_comparisons_words():
+    flags = {"run.out": "out", "run.name": "out"}
+    with pytest.raises(BadInput) as refused, jobs.called(flags):
+        raise BadInput("--run.out a: choose another --run.name, or --run.names b, --run.out.c")
+    assert str(refused.value) == "--out a: choose another --out, or --run.names b, --run.out.c"

@@ -77,3 +77,13 @@ def test_accuracy_is_the_mean_over_tasks_and_none_where_positions_have_ended():
     assert pages.accuracy_at(row, 64, "copy") == 0.5
     assert pages.accuracy_at(row, 128) is None
     assert pages.accuracy_at(row, 256) is None
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "null", '{"seed": 0, "val_loss": NaN}', '{"seed": "0"}'])
+def test_a_measurement_that_cannot_be_one_is_named(monkeypatch, tmp_path, content):
+    folder = tmp_path / "results" / "data" / "schemes"
+    folder.mkdir(parents=True)
+    (folder / "rope-seed0.json").write_text(content)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    with pytest.raises(BadInput, match=r"rope-seed0.json is damaged.*: remove it, and the same command measures it"):
+        pages.load_rows("schemes")

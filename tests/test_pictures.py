@@ -3,9 +3,11 @@
 .venv/bin/python -m pytest tests/test_pictures.py
 """
 
+import matplotlib
 import matplotlib.pyplot as plt
+import pytest
 
-from harness.pictures import Line, frame_lines
+from harness.pictures import Line, draw_by_length, frame_lines, picture
 
 
 def test_a_band_wider_than_all_lines_is_cut_at_the_frame_which_holds_the_lines():
@@ -27,3 +29,12 @@ def test_a_line_without_points_draws_nothing_and_leaves_the_frame_as_it_is():
     frame_lines(axis)
     assert axis.get_ylim() == (0, 1)
     plt.close(figure)
+
+
+@pytest.mark.parametrize("name", [r"$\frac", "$$$", "a|b\n", "<b>", "\u202eabc"])
+def test_a_name_is_drawn_as_it_stands_whatever_the_users_own_settings(tmp_path, name):
+    with matplotlib.rc_context({"text.usetex": True, "savefig.format": "pdf"}):
+        with picture(tmp_path / "a.png", 1, 1, (3, 3)) as ((axis,),):
+            draw_by_length(axis, [Line(name, {4: [1.0], 8: [2.0]}, "black", "-", "o")], 8)
+        assert matplotlib.rcParams["text.usetex"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

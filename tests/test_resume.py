@@ -728,8 +728,11 @@ def send(*numbers: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     ("number", "code", "step"),
-    [(signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 5), (signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 8)],
-    ids=["Ctrl-C", "SIGTERM", "before a look", "in the last step"],
+    [
+        *((signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 5), (signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 8)),
+        (signal.SIGHUP, 129, 5),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "before a look", "in the last step", "a closed terminal"],
 )
 def test_a_stop_finishes_its_step_saves_and_exits_with_its_code(
     small, tmp_path, whole, at_the_shell, monkeypatch, number, code, step

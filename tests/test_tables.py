@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from harness.tables import format_mean, interval
+from harness.tables import code, format_mean, interval, markdown
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,10 @@ def test_one_seed_has_no_interval():
     assert format_mean([1.5]) == "1.500"
     assert format_mean([1.0, None]) == "n/a"
     assert format_mean([1.0, 2.0]) == f"1.500 ± {12.7062 * math.sqrt(0.5) / math.sqrt(2):.3f}"
+
+
+def test_what_stands_in_a_cell_stays_in_it():
+    lines = markdown([["scheme", "loss"], ["a|b\n| c \x1b[31m<img src=x>", "1"]])
+    assert len(lines) == 3
+    assert r"a\|b\n\| c \x1b[31m&lt;img src=x>" in lines[2]
+    assert code("a`b\n") == r"`a'b\n`"
