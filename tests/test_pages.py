@@ -85,5 +85,5 @@ def test_a_measurement_that_cannot_be_one_is_named(monkeypatch, tmp_path, conten
     folder.mkdir(parents=True)
     (folder / "rope-seed0.json").write_text(content)
     monkeypatch.setattr(pages, "ROOT", tmp_path)
-    with pytest.raises(BadInput, match=r"rope-seed0.json is damaged.*: remove it, and the same command measures it"):
+    with pytest.raises(BadInput, match=r"rope-seed0.json is damaged.*; remove it, and the same command measures it"):
         pages.load_rows("schemes")
