@@ -42,16 +42,21 @@ class Row:
     ratio_high: float | None = None  # its 90th
 
 
-def take_turns(contenders: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> Rounds:
+def take_turns(
+    contenders: dict[str, Callable[[], Any]], repeats: int, seconds: float, wait: Callable[[], Any] = lambda: None
+) -> Rounds:
     """Seconds that a call of every contender takes: `repeats` rounds, in which each has a turn of about `seconds`.
 
-    The first two calls of each, which may compile, are not counted.
+    The first two calls of each, which may compile, are not counted. `wait` ends a turn where calls return before their
+    work is done: torch.cuda.synchronize on a card.
     """
 
     def time_calls(work: Callable[[], Any], calls: int) -> float:
+        wait()
         began = time.perf_counter()
         for _ in range(calls):
             work()
+        wait()
         return (time.perf_counter() - began) / calls
 
     calls = {}

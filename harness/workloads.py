@@ -43,22 +43,29 @@ def training_flops(config: ModelConfig, length: int) -> float:
 
 def training_step(
     model: nn.Module, config: ModelConfig, batch_size: int, rows: int, autocast: Autocast
-) -> Callable[[], None]:
-    """One optimiser step on random tokens, as train.py makes it, whatever the model: `rows` rows at a time."""
+) -> Callable[[], Tensor]:
+    """One optimiser step on random tokens, as train.py makes it, whatever the model: `rows` rows at a time.
+
+    The step returns the loss before it, still on the model's device. Its tokens are the same each time.
+    """
     draw = torch.Generator().manual_seed(0)
-    block = torch.randint(config.vocab_size, (batch_size, config.seq_len + 1), generator=draw)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    block = torch.randint(config.vocab_size, (batch_size, config.seq_len + 1), generator=draw).to(parameters[0].device)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.98), fused=True)
 
-    def step() -> None:
+    def step() -> Tensor:
+        loss = torch.zeros((), device=block.device)
         for part in block.split(rows):  # (rows, T + 1) each
             with autocast():
                 logits = model(part[:, :-1].contiguous())  # (rows, T, V)
                 nats = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
-            (nats / block[:, 1:].numel()).backward()
+                nats = nats / block[:, 1:].numel()
+            nats.backward()
+            loss += nats.detach()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss
 
     return step
 

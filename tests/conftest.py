@@ -39,6 +39,13 @@ WORDS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a card where there is none."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA card"))
+
+
 @dataclass
 class Outcome:
     """What a command leaves at the shell."""

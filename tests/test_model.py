@@ -36,6 +36,7 @@ BFLOAT16_TOLERANCE = 0.15  # absolute, on logits of standard deviation about 1: 
 
 ABSOLUTE = [name for name, scheme in SCHEMES.items() if scheme.embed is not Position.embed]  # not shift-invariant
 every_scheme = pytest.mark.parametrize("position", SCHEMES)
+cpu_and_card = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
@@ -362,6 +363,46 @@ def test_fused_attention_with_a_mask_keeps_float64(position: str) -> None:
     explicit, fused = (build(position, attention=attention).double() for attention in ("explicit", "fused"))
     tokens, positions = some_tokens(), torch.arange(T) + 3
     assert_close(logits_of(fused, tokens, positions), logits_of(explicit, tokens, positions), atol=1e-12)
+
+
+# A card ---------------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: Transformer, device: str, precision: str) -> list[Tensor]:
+    """Loss and gradients of a step on the same tokens, on the CPU."""
+    model, tokens = model.to(device), some_tokens().to(device)
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(tokens[:, :-1])
+    loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+    return [loss.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(loss, list(model.parameters())))]
+
+
+@every_scheme
+@cpu_and_card
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.1)])
+def test_a_training_step_equals_one_in_fp32_on_a_cpu(
+    position: str, device: str, precision: str, tolerance: float
+) -> None:
+    """Loss and every gradient, but for a part of its largest number."""
+    ours, theirs = gradients(build(position), device, precision), gradients(build(position), "cpu", "fp32")
+    for mine, other in zip(ours, theirs, strict=True):
+        assert gap(mine, other) <= tolerance * other.abs().max()
+
+
+@every_scheme
+@cpu_and_card
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, BFLOAT16_TOLERANCE)], ids=["float32", "bfloat16"]
+)
+def test_fused_explicit_and_cached_agree_on_each_device(
+    position: str, device: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    fused, explicit = (build(position, attention=a).to(device, dtype) for a in ("fused", "explicit"))
+    tokens = some_tokens().to(device)
+    theirs = logits_of(explicit, tokens)
+    assert_close(logits_of(fused, tokens), theirs, atol=tolerance)
+    for model in (fused, explicit):
+        assert_close(cached_logits(model, tokens, [7, 1, 16]), theirs, atol=tolerance)
 
 
 # First values ---------------------------------------------------------------------------------------------------------

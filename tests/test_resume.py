@@ -126,6 +126,16 @@ def test_a_run_that_was_killed_goes_on_to_the_bit_as_if_it_had_not_been(small, t
     assert outcome(folder) == outcome(whole(scheme))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", ["rope", "t5", "learned"])
+def test_a_run_on_a_card_goes_on_to_the_bit_too(small, tmp_path, scheme, precision):
+    flags = ["--run.device", "cuda", "--run.precision", precision, "--model.position", scheme]
+    uninterrupted = run(small, tmp_path / "whole", *flags)
+    folder = killed(small, tmp_path / "run", 4, *flags)
+    assert outcome(run(small, folder, *flags, *RESUME)) == outcome(uninterrupted)
+
+
 def test_a_run_that_is_killed_again_and_again_is_the_same_in_the_end(small, tmp_path, whole):
     folder = killed(small, tmp_path / "run", 3)
     for step in (4, 5, 6, 8):

@@ -11,6 +11,7 @@ import torch
 from harness import sampling
 from harness.runs import load_finished_run
 from model import ModelConfig, Transformer
+from positions import SCHEMES
 
 
 def kept(logits: torch.Tensor) -> list[int]:
@@ -148,3 +149,15 @@ def test_compiled_generation_writes_the_same_tokens_with_one_graph_for_the_promp
     ours, theirs = ([*sampling.sample(m, [1, 2, 3], 30, temperature=0, seed=0)] for m in (compiled, model))
     assert ours == theirs
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("position", SCHEMES)
+def test_a_greedy_text_is_the_argmax_of_full_passes_on_each_device(position, device):
+    config = ModelConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, position=position, init_std=0.2)
+    model, tokens = Transformer(config).eval().to(device), [1, 2, 3]
+    drawn = list(sampling.sample(model, tokens, 20, temperature=0, seed=0))
+    for token in drawn:
+        with torch.no_grad():
+            assert model(torch.tensor([tokens], device=device))[0, -1].argmax() == token
+        tokens = [*tokens, token]

@@ -50,6 +50,12 @@ def test_all_contenders_take_turns():
     assert {name: len(taken) for name, taken in rounds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
+def test_a_turn_ends_when_its_work_is_done():
+    calls = []
+    take_turns({"a": lambda: calls.append("a")}, repeats=2, seconds=0, wait=lambda: calls.append("wait"))
+    assert calls == ["a", *["wait", "a", "wait"] * 3]
+
+
 def test_the_table_shows_the_best_peer_and_the_share_of_the_limit():
     rate = Row("train", "a", "tokens/s", 300.0, {"x": 200.0, "y": 100.0}, 1000.0, 1.5, 1.4, 1.6)
     time_ = Row("rope", "b", "ms", 3.0, {"x": 20.0, "y": 10.0}, 2.0, 3.3, 3.0, 4.0)

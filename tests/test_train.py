@@ -520,6 +520,14 @@ def test_a_compiled_run_saves_the_bare_models_weights(small, tmp_path, compiling
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.01)])
+def test_a_compiled_run_on_a_card_has_the_losses_of_one_on_a_cpu(small, tmp_path, precision, tolerance):
+    flags = ["--run.device", "cuda", "--run.compile", "true", "--run.precision", precision]
+    compiled, plain = run(small, tmp_path / "compiled", *flags), run(small, tmp_path / "plain")
+    assert losses(compiled) == pytest.approx(losses(plain), rel=tolerance)
+
+
 def test_without_a_compiler_a_compiled_run_is_refused_before_anything_is_made(
     small, tmp_path, monkeypatch, at_the_shell
 ):
