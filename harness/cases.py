@@ -48,7 +48,6 @@ def work_in_child(list_cases: Cases, device: torch.device, done: set[str], to: C
     for name, work in list_cases(device):
         if name in done:
             continue
-        torch.compiler.reset()  # after a few compilations of one function there are no more
         try:
             row = work()
         except Exception as error:

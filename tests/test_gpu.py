@@ -5,11 +5,8 @@
 
 import json
 import math
-import multiprocessing
-import os
 import subprocess
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,6 @@ import torch
 from torch.nn.attention import flex_attention
 
 from experiments import gpu
-from harness import cases
 from harness.messages import RunFailed
 from harness.pages import ROOT, find_section
 from positions import SCHEMES
@@ -158,53 +154,6 @@ def test_the_tests_that_need_a_card_are_found():
     assert {file.name for file in work.args[0]} >= {
         f"test_{name}.py" for name in ("model", "sampling", "train", "resume")
     }
-
-
-# ---- processes -------------------------------------------------------------------------------------------------------
-
-
-def give(value: float) -> dict:
-    return {"figure": value}
-
-
-def fail(error: Exception) -> dict:
-    raise error
-
-
-def list_troubled(device):
-    yield "first", partial(give, 1.0)
-    yield "wrong", partial(fail, ValueError(f"no {ROOT}/such\nfile"))
-    yield "broken", partial(fail, RunFailed("the loss is nan"))
-    yield "last", partial(give, 2.0)
-    yield "dies", partial(os._exit, 7)
-
-
-def test_what_fails_is_reported_with_its_reason_and_the_rest_kept():
-    part = {"made": MADE, "rows": {}, "failed": "before"}
-    names = list(cases.measure_part(list_troubled, 60, CPU, part))
-    assert part["rows"] == {
-        "first": {"figure": 1.0},
-        "wrong": {"failed": "ValueError: no ./such file"},
-        "broken": {"failed": "the loss is nan"},
-        "last": {"figure": 2.0},
-    }
-    assert names == list(part["rows"])
-    assert part["failed"] == "its process ended with exit code 7"
-
-
-def test_a_part_whose_time_is_over_is_ended_and_says_so():
-    part = {"made": MADE, "rows": {"first": {"figure": 1.0}}, "failed": ""}
-    assert list(cases.measure_part(list_troubled, 0, CPU, part)) == []
-    assert part["failed"] == "cut short after 0 s; the same command goes on"
-    assert part["rows"]
-    assert not multiprocessing.active_children()
-
-
-def test_a_part_goes_on_with_what_is_missing_or_failed(monkeypatch):
-    sent = []
-    monkeypatch.setattr(os, "setsid", lambda: None)
-    cases.work_in_child(list_troubled, CPU, {"first", "wrong", "dies"}, type("Pipe", (), {"send": sent.append}))
-    assert [case and case[0] for case in sent] == ["broken", "last", None]
 
 
 # ---- the command and its page ----------------------------------------------------------------------------------------
