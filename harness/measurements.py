@@ -23,10 +23,11 @@ from harness import devices
 from harness.evaluation import load_corpus
 from harness.files import write_whole
 from harness.messages import BadInput, RunFailed
+from harness.opening import read_inside
 from harness.options import Parser
 from harness.pages import ROOT
 from harness.provenance import commit
-from harness.runs import load_finished_run, read_metrics, read_result
+from harness.runs import RecordLoader, load_finished_run, read_metrics, read_result
 from harness.scoring import measure_loss_by_length
 from model import ModelConfig
 
@@ -121,7 +122,7 @@ def measure_by_evaluating(one: Measurement, mains: Mains) -> dict[str, Any]:
 
 def longrope_options(folder: Path) -> list[str]:
     """Options for longrope: ones up to the trained length, and past it what a run with learned factors has learned."""
-    learned = yaml.safe_load((folder / "longrope.yaml").read_text(encoding="utf-8"))["model"]["rope"]
+    learned = yaml.load(read_inside(folder, "longrope.yaml"), RecordLoader)["model"]["rope"]
     values = {"short_factor": [1.0] * len(learned["long_factor"])}
     values |= {name: learned[name] for name in ("long_factor", "attention_factor")}
     return [word for name, value in values.items() for word in (f"--rope.{name}", str(value))]
