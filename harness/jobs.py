@@ -192,7 +192,7 @@ class ProcessJob(SpawnProcess):
         threading.Thread(target=end_with_parent, daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; compare.py passes it on
         self.log.unlink(missing_ok=True)  # a link must not be written through
-        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.argv = [NAME]
