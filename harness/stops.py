@@ -59,11 +59,16 @@ def describe_missing(error: ModuleNotFoundError) -> str:
 
 
 def report_missing(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """Python's excepthook: of a library that a script's imports miss, one line; of anything else, a traceback."""
-    if not isinstance(error, ModuleNotFoundError):
+    """Python's excepthook: of a library that is missing or cannot be loaded, one line; of anything else, a traceback.
+
+    It cannot be loaded where a limit on memory or open files is too low, say.
+    """
+    if not isinstance(error, ImportError | MemoryError | OSError):
         sys.__excepthook__(kind, error, trace)
         return
-    print(f"{os.path.basename(sys.argv[0])}: {describe_missing(error)}", file=sys.stderr, flush=True)
+    line = f"a library cannot be loaded: {' '.join(str(error).split())[:200] or 'out of memory'}"
+    line = describe_missing(error) if isinstance(error, ModuleNotFoundError) else line
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
     os._exit(3)
 
 

@@ -18,7 +18,7 @@ from harness import stops
 REPOSITORY = Path(train.__file__).parent
 SCRIPTS = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", ".")
-    for pattern in ("*.py", "experiments/*.py", "tests/long/faults.py")
+    for pattern in ("*.py", "experiments/*.py", "tests/long/*.py")
     for path in REPOSITORY.glob(pattern)
     if 'if __name__ == "__main__"' in path.read_text()
 )
@@ -134,6 +134,13 @@ def test_a_script_ends_with_its_code_and_tidied_up_but_does_not_free_its_memory_
     process = begin("-c", TIDY)
     assert process.communicate(timeout=60) == ("tidied up\n", "-c: --steps 0: give at least 1\n")
     assert process.returncode == 2
+
+
+def test_a_library_that_cannot_be_loaded_is_one_line(begin, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch: failed to map segment')")
+    process = begin("train.py")
+    assert process.communicate() == ("", "train.py: a library cannot be loaded: libtorch: failed to map segment\n")
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize("script", ["train", "experiments.pairs"])

@@ -11,22 +11,28 @@
    the job has to complete with the weights of a run that was left alone, to the bit.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for processes.py
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jsonargparse import auto_cli
 from processes import REPOSITORY, run_on
+
+from harness.messages import run_main
 
 TOLERANCE = 1e-4  # nats
 QUIET = ["--run.wandb", "disabled", "--run.precision", "fp32", "--run.device", "cpu", "--run.threads", "1"]
@@ -176,4 +182,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_main(lambda argv: auto_cli(main, args=argv, as_positional=False))

@@ -8,19 +8,23 @@ processes; and a tuned run. Rounding differs from one kind of processor to anoth
 anywhere else.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
+
 import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
+
+from harness.messages import run_main
+from positions import SCHEMES
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from positions import SCHEMES  # noqa: E402
-
 RECORD = Path(__file__).with_suffix(".json")
 COMMON = ["--run.precision", "fp32", "--run.threads", "1", "--run.wandb", "disabled", "--run.eval_windows", "4"]
 STOP_AFTER_SIX = """\
@@ -62,11 +66,11 @@ def measure(folder: Path) -> dict[str, dict]:
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and compare with the record or replace it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--record", choices=["true", "false"], default="false")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -80,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
