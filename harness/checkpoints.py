@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,9 +22,9 @@ from model import Transformer
 
 
 class State(TypedDict):
-    """How far a run got, as harness/run.py's `begin` makes it; it has more."""
+    """How far a run got, as harness/run.py's `begin` makes it. Nothing else: all of it goes into result.json."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     step: Annotated[int, Field(ge=0)]
     steps: AtLeast1
     skipped: NotRequired[Annotated[int, Field(ge=0)]]
@@ -31,8 +32,12 @@ class State(TypedDict):
     seconds: float
     looked: NotRequired[float]
     best: NotRequired["Best"]
-    wandb_id: NotRequired[str | None]
+    wandb_id: NotRequired[Annotated[str, Field(pattern="^[0-9a-z]{1,64}$")] | None]  # becomes part of a folder's name
     run_id: NotRequired[str]
+    machine: NotRequired[str]
+    metrics_sha256: NotRequired[str]
+    init_from: NotRequired[str]
+    init_from_sha256: NotRequired[str]
     data_sha256: str
     shared_init_sha256: str
     precision: Literal["fp32", "bf16"]
@@ -41,6 +46,7 @@ class State(TypedDict):
 class Best(TypedDict):
     """The evaluation with the lowest loss so far."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     step: Annotated[int, Field(ge=0)]
     loss: float
 
@@ -113,6 +119,16 @@ def seal(manifest: dict[str, Any]) -> bytes:
     return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
 
 
+def refuse_growing(content: bytes) -> None:
+    """Raise ValueError if an archive of torch.save's would need more memory than it has bytes: if it is compressed."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = archive.infolist()
+    names = {file.filename.lower() for file in files}  # as torch.load looks for them
+    plain = all(file.compress_type == zipfile.ZIP_STORED for file in files)
+    if not plain or len(names) < len(files) or sum(file.file_size for file in files) > len(content):
+        raise ValueError("its archive is compressed, or has a part twice")
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint, each file once: what is loaded is what was checked. Nothing in it can run code.
 
@@ -135,6 +151,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             if sha256(content).hexdigest() != expected["sha256"]:
                 raise ValueError("its sha256 is not the one in manifest.json")
         file = folder / "optimizer.pt"
+        refuse_growing(contents["optimizer.pt"])
         rest = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
         state, optimizer = STATE.validate_python(rest["state"], strict=True), rest["optimizer"]
         for kept in optimizer.values():
@@ -143,11 +160,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         file = folder / "model.safetensors"
         found = Checkpoint(state, load(contents["model.safetensors"]), optimizer, contents["config.yaml"])
         file = folder
-        if f"step-{found.state['step']}" != folder.name:
-            raise ValueError(f"it holds step {found.state['step']}")
+        if f"step-{found.state['step']}" != folder.name or state["step"] > state["steps"]:
+            raise ValueError(f"it holds step {found.state['step']} of {state['steps']}")
     except Damaged:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{file} is missing") from error
     except (OSError, MemoryError) as error:  # it may be whole, and readable later: nothing must be built on its absence
         why = getattr(error, "strerror", None) or "out of memory"

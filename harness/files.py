@@ -59,6 +59,14 @@ def write_folder_whole(path: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove whatever is there: a file, a folder with all that is in it, or a link, which is not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def refuse_unwritable(flag: str, path: Path, suffix: str) -> None:
     """Raise BadInput if a file of a kind cannot be written where a flag wants it; nothing is left there or changed.
 

@@ -4,6 +4,7 @@ What comes in is a regular file inside its folder, of a stated size at most, tha
 `Damaged`, in a line that names it. Nothing else of the project opens such files (tests/test_house.py).
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -46,7 +47,12 @@ def open_inside(folder: Path, name: str) -> Iterator[BinaryIO]:
 @contextmanager
 def open_regular(path: Path, real: str) -> Iterator[BinaryIO]:
     """Open a file that has the kind of `path` and really is at `real`. What it raises, see `open_inside`."""
-    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{path} is a link that leads in a circle") from error
+        raise
     try:
         found, most = os.fstat(descriptor), MOST.get(path.suffix, MOST[".json"])
         if not stat.S_ISREG(found.st_mode):
