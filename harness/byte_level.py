@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from harness.messages import BadInput, nearest
+from harness.messages import BadInput, RunFailed, nearest
 from harness.opening import read_named
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|mask|>")  # ids 0, 1, 2
@@ -136,11 +136,15 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
 
     Raises:
         ValueError: if the library fails, as at a regular expression of a tokenizer.json that takes too many steps.
+        RunFailed: if it may not start its threads.
     """
     try:
         with without_stderr():  # where the library would report a failure by itself, in many lines
             return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     except BaseException as error:
+        if "ThreadPoolBuildError" in str(error):
+            limit = "no more threads can be started: raise the limit (ulimit -u)"
+            raise RunFailed(f"{limit}, or set TOKENIZERS_PARALLELISM=false") from error
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # which is no Exception
             raise ValueError(f"fails on a text ({' '.join(str(error).split())[:200]})") from error
         raise

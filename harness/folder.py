@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,7 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from harness.checkpoints import Checkpoint, last_whole, read_checkpoint, steps_saved
-from harness.files import write_folder_whole, write_whole
+from harness.files import remove, write_folder_whole, write_whole
 from harness.messages import BadInput, tell
 from harness.opening import Damaged, read_inside
 from harness.plugins import LOADED
@@ -67,6 +66,8 @@ def check_own(configs: dict[str, Any], result: dict[str, Any], folder: Path, fou
         differences = compare_sections(read_sections(found.config), configs)
     except Exception as error:  # each library has errors of its own, and all of them mean the same here
         raise Damaged(f"{folder / 'config.yaml'} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if (steps := found.state["steps"]) != configs["run"].steps:
+        differences.append(f"run.steps {steps}, not {configs['run'].steps}")
     if differences:
         raise Damaged(f"{folder} is a checkpoint of another run, with {'; '.join(differences)}")
 
@@ -198,9 +199,11 @@ class RunFolder:
         refuse_links(self.path)
         # no stand-in where the file system has no locks: that would be a file that outlives its owner
         self.lock = FileLock(self.path / ".lock", timeout=0, fallback_to_soft=False)
+        new = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
+            self.locked = os.stat(self.path / ".lock")
             refuse_taken(configs)  # again, now that nobody else writes
             return self.prepare(configs, facts, model)
         except BaseException as error:
@@ -210,6 +213,9 @@ class RunFolder:
             what = f"cannot be written ({error.strerror}): name a folder that can"
             if isinstance(error, Timeout):
                 what = "is being written by another process: wait until that has ended, or choose another --run.name"
+            for made in new:
+                with contextlib.suppress(OSError):
+                    made.rmdir()
             raise BadInput(f"--run.out {self.path} {what}") from error
 
     def prepare(self, configs: dict[str, Any], facts: dict[str, Any], model: Transformer | None) -> Checkpoint | None:
@@ -232,7 +238,7 @@ class RunFolder:
                 where += ", of a checkpoint from before runs had ids: its config says whose it is"
             print(f"{self.path}: {where}", flush=True)
         for rubbish in filter(is_aside, self.path.iterdir()):  # of a process that was killed while it wrote
-            rubbish.unlink()
+            remove(rubbish)
         logged = ""
         if last:
             self.remove()  # and what that process has left of checkpoints
@@ -248,8 +254,7 @@ class RunFolder:
             # Only what a run leaves behind: anything else in the folder is the user's. config.yaml stays until the new
             # one takes its place: without it, should this process be killed here, the rest would be no run any more.
             for name in FILES:
-                old = self.path / name
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+                remove(self.path / name)
         self.logged = hashlib.sha256(logged.encode())
         # overwrite and resume say what to do with a folder, once: config.yaml, used again, must not do it again
         sections = {name: asdict(config) for name, config in configs.items()}
@@ -258,6 +263,13 @@ class RunFolder:
         write_whole(self.path / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
         self.metrics: TextIO = open(self.path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         return last
+
+    def refuse_replaced(self) -> None:
+        """Raise OSError if the folder was removed, renamed or replaced meanwhile: another run may live there now."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path / ".lock"), self.locked):
+                return
+        raise OSError(errno.ESTALE, "not the folder any more that this run has locked", str(self.path))
 
     def close(self) -> None:
         """Close the log and release the lock."""
@@ -280,6 +292,7 @@ class RunFolder:
         """Say how far the run got: running, finished, interrupted or failed. What is no number becomes null."""
         if not self.world.leads:
             return
+        self.refuse_replaced()
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         write_whole(self.path / "result.json", json.dumps({"status": status, **values}, indent=2) + "\n")
 
@@ -304,6 +317,7 @@ class RunFolder:
 
     def write(self, state: dict[str, Any], weights: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
         """Write a checkpoint, and then remove those that are no longer kept."""
+        self.refuse_replaced()
         step = state["step"]
         state["metrics_sha256"] = self.logged.hexdigest()
         files = Checkpoint(state, weights, kept, read_inside(self.path, "config.yaml")).pack()
@@ -317,14 +331,16 @@ class RunFolder:
         """Remove checkpoints, if they are there, and what is left of others, written or removed only in part."""
         folder = self.path / "checkpoints"
         for step in steps:
-            if (folder / f"step-{step}").exists():  # renamed first, so that a half-removed one is never read
-                shutil.rmtree(folder / f".old-{step}", ignore_errors=True)
+            if os.path.lexists(folder / f"step-{step}"):  # renamed first, so that a half-removed one is never read
+                remove(folder / f".old-{step}")
                 os.replace(folder / f"step-{step}", folder / f".old-{step}")
         for rest in folder.glob(".*"):
-            shutil.rmtree(rest, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the next save tries again
+                remove(rest)
 
     def save(self, model: Transformer, tokenizer: Tokenizer) -> str:
         """Write the final weights, the tokenizer and any learned factors, as lists; return the weights' sha256."""
+        self.refuse_replaced()
         write_whole(self.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         self.remove()
         if getattr(model.position, "log_factor", None) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.devices import why_not_compiled
+from harness.opening import Damaged
 from harness.provenance import chain_sha256
 from harness.runs import read_metrics
 from harness.sampling import sample, trial
@@ -21,7 +22,7 @@ def describe_plan(run: Any) -> str:
     tokens = config.steps * config.batch_size * shape.seq_len
     epochs = tokens / len(corpus.tokens("train"))
     shares = enumerate(run.world.shares(config.batch_size))
-    how = ", compiled" * config.compile + ", sharded" * config.shard
+    how = ", compiled" * config.compile
     passes = "no episode twice" if isinstance(corpus, TaskCorpus) else f"{epochs:.1f} epochs"
     lines = [
         f"{config.name} -> {config.out}" + f", from the weights of {config.init_from}" * bool(config.init_from),
@@ -30,13 +31,25 @@ def describe_plan(run: Any) -> str:
         f"data     {corpus.describe()}",
         f"training {config.steps} steps of {config.batch_size} x {shape.seq_len} are {tokens / 1e6:.2f}M tokens, "
         f"{passes}; rate {config.learning_rate:g}, seed {config.seed}",
-        f"machine  {run.device.type}, {torch.get_num_threads()} threads, {run.precision}{how}",
+        f"machine  {describe_machine(run)}, {run.precision}{how}",
         f"hashes   shared first weights {run.facts['shared_init_sha256'][:12]}, first batch "
         f"{chain_sha256('', *corpus.batch(0))[:12]}, data {corpus.sha256[:12]}",
     ]
     if run.world.size > 1:
         lines.append("ranks    " + "; ".join(f"{rank}: rows {a} to {b - 1}" for rank, (a, b) in shares))
     return "\n  ".join(lines)
+
+
+def describe_machine(run: Any) -> str:
+    """What decides how sums round: the device, the threads, and the processes and how they share the weights."""
+    n_threads, n_processes = torch.get_num_threads(), run.world.size
+    several = f", {n_processes} processes" * (n_processes > 1) + ", sharded" * run.config.shard
+    return f"{run.device.type}, {n_threads} thread{'s' * (n_threads > 1)}{several}"
+
+
+def per_second(n: int, seconds: float) -> float:
+    """A rate; not a number where a clock has stood still."""
+    return n / seconds if seconds else math.nan
 
 
 def describe_figures(bits_per_byte: float, accuracy: float | None) -> str:
@@ -98,6 +111,8 @@ def describe_failure(run: Any, error: BaseException, saved: str) -> str | None:
         return f"{why}; {again} and --run.compile false"
     if isinstance(error, BrokenPipeError):
         return f"whoever read the output has closed it: send it to a file, with > FILE; {again}"
+    if isinstance(error, Damaged):  # a file of the run, changed while it trains
+        return f"{error}; {saved}"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'the disk'}; {saved}"
     return None

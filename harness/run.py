@@ -69,7 +69,7 @@ class Run:
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
             raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
-        for outer in out.absolute().parents:
+        for outer in {*out.absolute().parents, *out.resolve().parents}:
             if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
                 raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")
         refuse_taken(self.configs)
@@ -130,6 +130,10 @@ class Run:
         if self.old:
             self.state |= {"init_from": str(self.old.path), "init_from_sha256": weights_sha256(self.old.path)}
         self.state |= self.folder.last.state if self.folder.last else {"run_id": uuid.uuid4().hex}
+        machine, was = progress.describe_machine(self), self.state.get("machine")
+        if was not in (None, machine):
+            tell(f"{config.out} ran on {was} so far and goes on on {machine}: sums round otherwise")
+        self.state["machine"] = machine
         self.optimizer, self.curves, self.status, self.signals = optimizer, None, "failed", Signals()
         try:
             self.folder.result("running", **self.state, **self.ranks)
@@ -212,7 +216,7 @@ class Run:
             loss=loss,
             bits_per_byte=Score(loss * len(scored), len(scored), bytes_scored).bits_per_byte,
             **{name: value for name, value in values.items() if name != "loss"},
-            tokens_per_second=inputs.numel() / (now - self.step_began),
+            tokens_per_second=progress.per_second(inputs.numel(), now - self.step_began),
             seconds=now - self.began,
             **({} if math.isfinite(loss + values["grad_norm"]) else {"skipped": state["skipped"]}),
         )
@@ -280,7 +284,7 @@ class Run:
             "test_loss": test.loss,
             "test_bits_per_byte": test.bits_per_byte,
             "seconds": seconds,
-            "tokens_per_second": tokens / (seconds - self.state["looked"]),
+            "tokens_per_second": progress.per_second(tokens, seconds - self.state["looked"]),
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "versions": versions(),

@@ -177,11 +177,20 @@ def parse_run(
         run = replace(made.run, name=name, out=made.run.out or str(Path("runs") / name))
     except ValueError as error:
         raise BadInput(parser.explain(error)) from error
+    refuse_undecodable({"data": made.data, "model": made.model, "run": run})
     for name, scheme in SCHEMES.items():
         used = schemes or [made.model.position]
         if scheme.Options and name not in used and getattr(made.model, name) != scheme.Options():
             warnings.warn(f"--model.{name}.* has no effect on {', '.join(used)}", stacklevel=2)
     return asked, made.data, made.model, run
+
+
+def refuse_undecodable(sections: dict[str, Any]) -> None:
+    """Raise BadInput for a text that is not UTF-8, a path say: config.yaml could not be read again."""
+    for section, options in sections.items():
+        for name, value in vars(options).items():
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise BadInput(f"--{section}.{name} {value!r} is not UTF-8: name another")
 
 
 def parse_explicit(argv: list[str] | None, parser: Parser) -> Any:

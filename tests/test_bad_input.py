@@ -648,6 +648,14 @@ def test_a_path_that_cannot_be_one_is_refused(place, monkeypatch, at_the_shell, 
     assert listing(place) == before
 
 
+@pytest.mark.parametrize("flag", ["--run.out", "--data.corpus", "--data.cache"])
+def test_a_path_that_config_yaml_could_not_hold_is_refused(small, tmp_path, at_the_shell, flag):
+    outcome = at_the_shell(train.main, [*small, "--run.out", str(tmp_path / "run"), flag, f"{tmp_path}/\udcff"])
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"{flag} '{tmp_path}/\\udcff' is not UTF-8" in outcome.err
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["cache", "out", "name", "init_from"])
 def test_a_config_files_path_that_cannot_be_one_is_refused(tmp_path, at_the_shell, name):
     section = "data" if name == "cache" else "run"

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -426,6 +427,11 @@ SEALED = {  # what is wrong in a sealed checkpoint -> how it comes about, and a 
     "no hash of batches": (lambda c: c.state.pop("batches_sha256"), "batches_sha256"),
     "a hash that is none": (lambda c: c.state.update(batches_sha256="xyz"), "batches_sha256"),
     "a step in words": (lambda c: c.state.update(seconds="many"), "seconds"),
+    "more steps than there are": (lambda c: c.state.update(steps=5), "step 6 of 5"),
+    "another number of steps": (lambda c: c.state.update(steps=10**9), "run.steps 1000000000, not 8"),
+    "a word of result.json": (lambda c: c.state.update(status="finished"), "status"),
+    "a tensor for result.json": (lambda c: c.state["best"].update(more=torch.zeros(1)), "more"),
+    "a path for W&B": (lambda c: c.state.update(wandb_id="../../elsewhere"), "wandb_id"),
     "no config": (lambda c: setattr(c, "config", b"data: 3"), "config.yaml is damaged"),
 }
 
@@ -441,6 +447,71 @@ def test_a_sealed_checkpoint_that_does_not_fit_is_named_and_the_one_before_is_us
     assert word in line
     assert "going on after step 4" in said.out
     assert outcome(mine) == outcome(whole())
+
+
+@pytest.mark.parametrize("way", ["compressed", "a part twice"])
+def test_a_small_file_that_would_fill_the_memory_is_refused_before_it_is_unpacked(mine, capsys, way):
+    buffer, packed = io.BytesIO(), io.BytesIO()
+    torch.save({"state": {}, "optimizer": {"x": {"exp_avg": torch.zeros(1 << 20)}}}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist() * (1 if way == "compressed" else 2):
+            with warnings.catch_warnings(action="ignore"):  # zipfile's, about the second
+                new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED if way == "compressed" else zipfile.ZIP_STORED)
+    plant(mine / "checkpoints" / "step-6", packed.getvalue())
+    assert last_whole(mine).state["step"] == 4
+    assert "compressed, or has a part twice" in capsys.readouterr().err
+
+
+ODD = {  # what may stand in a run's folder -> how it comes there
+    "a file for a checkpoint": lambda folder: (folder / "checkpoints" / "step-9").write_text(""),
+    "a link to itself for a checkpoint": lambda folder: (folder / "checkpoints" / "step-9").symlink_to("step-9"),
+    "a link elsewhere for a checkpoint": lambda folder: (folder / "checkpoints" / "step-9").symlink_to("/"),
+    "a file where the next is written": lambda folder: (folder / "checkpoints" / ".step-8").write_text(""),
+    "a link where the next is written": lambda folder: (folder / "checkpoints" / ".step-8").symlink_to("/"),
+    "a file where an old one goes": lambda folder: (folder / "checkpoints" / ".old-4").write_text(""),
+    "a folder like a file half written": lambda folder: (folder / ".config.yaml.1").mkdir(),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_things_in_a_run_folder_do_not_stop_it(small, mine, whole, odd):
+    ODD[odd](mine)
+    run(small, mine, *RESUME)
+    assert outcome(mine) == outcome(whole())
+    assert not [each.name for each in mine.rglob(".*") if each.name != ".lock"]
+
+
+def test_a_folder_that_is_made_and_cannot_be_locked_is_not_left_behind(small, tmp_path, monkeypatch):
+    class Denied(FileLock):
+        def acquire(self) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")  # as under umask 777
+
+    monkeypatch.setattr("harness.folder.FileLock", Denied)
+    with pytest.raises(BadInput, match=r"new/run cannot be written \(Permission denied\)"):
+        run(small, tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("way", ["removed", "renamed", "replaced", "its lock removed"])
+def test_a_run_whose_folder_is_taken_from_it_stops_and_writes_into_no_others(
+    small, stopped, tmp_path, monkeypatch, way
+):
+    folder, before = tmp_path / "run", {}
+
+    def take() -> None:
+        folder.rename(tmp_path / "away") if way != "its lock removed" else (folder / ".lock").unlink()
+        if way == "replaced":
+            shutil.copytree(stopped, folder)
+        if way == "removed":
+            shutil.rmtree(tmp_path / "away")
+        before.update(everything_in(tmp_path))
+
+    at_step(monkeypatch, 5, take)
+    with pytest.raises(RunFailed, match=r"not the folder any more that this run has locked.*of step 4"):
+        run(small, folder)
+    now = everything_in(tmp_path)
+    changed = [Path(name).name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    assert set(changed) <= {"metrics.jsonl"}  # its own, which it has open
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "result.json", "wandb", ".lock"])
@@ -465,6 +536,21 @@ def test_every_bit_of_the_manifest_counts(mine):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(checkpoints.Damaged):
             read_checkpoint(path.parent)
+
+
+def test_a_run_that_goes_on_with_other_threads_says_that_sums_round_otherwise(small, mine, capsys, monkeypatch):
+    machine = progress.describe_machine
+    monkeypatch.setattr(progress, "describe_machine", lambda run: f"{machine(run)} more")
+    run(small, mine, *RESUME)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "ran on" in line]
+    assert "ran on cpu, 1 thread so far and goes on on cpu, 1 thread more: sums round otherwise" in line
+
+
+def test_a_clock_that_stands_still_costs_a_run_its_rates_alone(small, tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    run(small, tmp_path / "run")
+    assert result(tmp_path / "run")["tokens_per_second"] is None
+    assert result(tmp_path / "run")["weights_sha256"] == result(whole())["weights_sha256"]
 
 
 def test_a_checkpoint_under_another_steps_name_is_damaged(mine):
@@ -760,6 +846,18 @@ def test_a_stop_finishes_its_step_saves_and_exits_with_its_code(
     assert signal.getsignal(signal.SIGINT) == before[0]
     run(small, folder, *RESUME)
     assert outcome(folder) == outcome(whole())
+
+
+def test_a_run_whose_terminal_is_closed_saves_its_step(small, tmp_path):
+    command = [sys.executable, "train.py", *small, *STEPS, "--run.steps", "100000", "--run.out", str(tmp_path / "run")]
+    terminal, inside = os.openpty()
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=inside, stderr=inside, start_new_session=True) as process:
+        os.close(inside)
+        wait_for(lambda: steps_saved(tmp_path / "run"), process)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)  # the kernel's own, were it the terminal of its session
+    assert process.returncode == 129
+    assert result(tmp_path / "run")["step"] == steps_saved(tmp_path / "run")[0]
 
 
 def test_a_second_stop_exits_at_once(small, tmp_path, monkeypatch):
