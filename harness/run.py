@@ -4,6 +4,7 @@ A `Run` is all that train.py holds of the harness; its function `train` shows in
 """
 
 import math
+import os
 import sys
 import time
 import uuid
@@ -69,7 +70,7 @@ class Run:
         out = Path(self.config.out)
         if self.old and out.resolve() == self.old.path.resolve():
             raise BadInput(f"--run.out {out} holds the run that --run.init_from starts from: name another folder")
-        for outer in {*out.absolute().parents, *out.resolve().parents}:
+        for outer in {*out.absolute().parents, *Path(os.path.realpath(out)).parents}:
             if (outer / "config.yaml").is_file() and (outer / "metrics.jsonl").is_file():
                 raise BadInput(f"--run.out {out} lies inside another run, {outer}: name a folder outside of it")
         refuse_taken(self.configs)
