@@ -382,7 +382,7 @@ compare | --schemes ''                       | --schemes ''; none, sinusoidal
 compare | --out loop                         | --out loop; name a folder
 generate | hollow_weights --prompt a         | hollow_weights/model.safetensors is damaged; sha256; --run.resume true
 generate | no_tokenizer                      | no_tokenizer/tokenizer.json is damaged; restore it
-generate | other_scheme                      | other_scheme/model.safetensors is damaged; position.table; restore it
+generate | other_scheme                      | other_scheme/model.safetensors is damaged; 6,752 numbers; restore it
 evaluate |                                   | run; --help
 evaluate | ''                                | ''; not a run folder; name one
 evaluate | nothing                           | nothing; not a run folder; name one
