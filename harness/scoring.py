@@ -23,6 +23,7 @@ from positions import PastTheEnd
 
 CHUNK = 256  # tokens of a long window per pass, so that a bias is (H, CHUNK, Tk) and never (H, T, T)
 FIXED_TARGETS = 32
+APART = 64  # windows
 SHUFFLING = 0  # seed of shuffled prefixes
 
 Model = Callable[[Tensor], Tensor]  # tokens (B, T) to logits (B, T, V)
@@ -134,15 +135,33 @@ def cut_fixed(corpus: Corpus, split: str, length: int, lengths: list[int], count
 
     There are `count` windows, evenly spaced; fewer in a split too short for so many without a target twice.
     """
-    longest, n_tokens, n_targets = max(lengths), len(corpus.tokens(split)), min(FIXED_TARGETS, *lengths)
+    longest, n_targets = max(lengths), min(FIXED_TARGETS, *lengths)
     if longest > (most := corpus.longest(split)):
         what = f"a context of {longest} tokens is longer than its {split} split allows ({most})"
         raise BadInput(f"--data.corpus {corpus.name!r}: {what}: use a longer text or shorter lengths")
-    count = min(count, (n_tokens - 1 - longest) // n_targets + 1)
-    ends = np.linspace(longest, n_tokens - 1, count).astype(np.int64)  # (count,), each window's last target
+    starts, room = find_room(corpus, split, longest)
+    upto = room.cumsum()
+    picked = np.linspace(0, upto[-1] - 1, min(count, (upto[-1] - 1) // n_targets + 1)).astype(np.int64)  # (count,)
+    document = np.searchsorted(upto, picked, side="right")
+    ends = starts[document] + longest + picked - (upto - room)[document]  # (count,), each window's last target
     inputs, targets = corpus.gather(split, ends - length, length)
     targets[:, :-n_targets] = -100
     return split_rows(inputs, targets)
+
+
+def find_room(corpus: Corpus, split: str, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each document of a split starts, and how many of its tokens have `longest` others of it before them.
+
+    Far context is then of the same document. Where all documents together have no room for `APART` windows, the whole
+    split counts as one, and windows cross documents, as those of training do.
+    """
+    tokens = corpus.tokens(split)
+    starts = np.flatnonzero(tokens[:-1] == corpus.end_of_text) + 1
+    starts = np.concatenate(([0], starts))  # (documents,)
+    room = np.maximum(0, np.diff(starts, append=len(tokens)) - longest)
+    if room.sum() < APART * FIXED_TARGETS:
+        starts, room = np.array([0]), np.array([len(tokens) - longest])
+    return starts, room
 
 
 def cut_sliding(corpus: Corpus, split: str, length: int, stride: int) -> Batches:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_kjv_needs_no_network_and_is_described_in_one_line(tmp_path):
     assert text_of(corpus, "train").startswith("\nIn the beginning God created the heaven and the earth.")
     described = r"kjv, documents 1, bytes of 259 entries, train 3,767,540 tokens \(3\.77 MB\), validation 209,270 .*"
     assert re.fullmatch(described, corpus.describe())
+
+
+def test_code_is_whole_files_of_one_version_of_sympy(monkeypatch):
+    files = {row["origin"]: row["text"] for row in corpora.read_code()}  # refused unless its sha256 is the known one
+    assert len(files) == 645
+    assert "sympy/core/expr.py" in files
+    assert not [name for name in files if re.search(r"/tests/|/_antlr/|polyquinticconst", name)]
+    keys = [hashlib.sha256(name.removeprefix("sympy/").encode()).digest() for name in files]
+    assert keys == sorted(keys)
+    monkeypatch.setattr(corpora, "CODE_SHA256", "another")
+    with pytest.raises(BadInput, match=r"code: the files of sympy here are not .* published: pip .*sympy==1"):
+        next(corpora.read_code())
+    monkeypatch.setattr(corpora.importlib.metadata, "version", lambda name: "1.13.3")
+    with pytest.raises(BadInput, match=r"code is the source of sympy 1\.14\.0, not 1\.13\.3: pip install sympy==1"):
+        corpora.find_source(DataConfig("code"))
 
 
 def test_contradictions_are_refused_by_name():

@@ -3,6 +3,7 @@
 .venv/bin/python -m pytest tests/test_scoring.py
 """
 
+import json
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from texts import load_corpus
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -193,6 +195,18 @@ def test_fixed_targets_are_the_same_tokens_under_every_length(corpus, monkeypatc
         assert torch.equal(targets, seen[32][0])
         assert torch.equal(nearest_context, seen[32][1])
     assert seen[256][0][-1, -1] == tokens[-1]  # the last end is the split's end
+
+
+def test_a_fixed_window_lies_in_one_document_where_documents_are_long_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "FIXED_TARGETS", 4)
+    lines = [json.dumps({"text": chr(97 + i % 26) * (20 + i)}) for i in range(220)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    corpus = load_corpus(tmp_path, str(tmp_path / "lines.jsonl"), tokenizer="bytes", seq_len=8)
+    inputs, _ = all_of(scoring.cut_fixed(corpus, "validation", 128, [128, 16], count=20))
+    assert inputs.shape == (20, 128)
+    assert not (inputs == corpus.end_of_text).any()  # which would be of the document before
+    assert torch.equal(all_of(scoring.cut_fixed(corpus, "validation", 16, [128, 16], count=20))[0], inputs[:, -16:])
+    assert (all_of(scoring.cut_fixed(corpus, "validation", 512, [512]))[0] == corpus.end_of_text).any()
 
 
 def test_fixed_targets_score_no_token_twice_and_are_fewer_in_a_short_split(corpus, monkeypatch):
