@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.copying import copy_spans
 from harness.corpora import DataConfig
 from harness.prepared import PreparedCorpus
 from harness.preparing import find_or_prepare
@@ -37,11 +38,15 @@ def load(config: DataConfig, seed: int, batch_size: int, seq_len: int) -> "Corpu
     """
     if config.corpus.startswith("task:"):
         return load_task(config, seed, batch_size, seq_len)
-    return Corpus(config.corpus, find_or_prepare(config, seq_len), seed, batch_size, seq_len)
+    corpus = Corpus(config.corpus, find_or_prepare(config, seq_len), seed, batch_size, seq_len)
+    corpus.copied = config.copied
+    return corpus
 
 
 class Corpus(PreparedCorpus):
     """A prepared corpus, and the windows of tokens that training and evaluation take from it."""
+
+    copied = 0.0  # the share of training windows in which a span comes again: harness/copying.py
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Training windows of one optimiser step, over all processes: a pure function of (seed, step).
@@ -62,7 +67,8 @@ class Corpus(PreparedCorpus):
             draw = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
             offset, *keys = draw.integers(2**32, size=5).tolist()
             starts[row] = offset % (spare + 1) + shuffled(place, per_epoch, keys) * self.seq_len
-        return self.gather("train", starts, self.seq_len)
+        windows = self.gather("train", starts, self.seq_len)
+        return copy_spans(*windows, self.copied, self.seed, step) if self.copied else windows
 
     def windows(
         self, split: str, length: int, count: int | None = None, rows: int = 32

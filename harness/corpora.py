@@ -14,8 +14,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
@@ -49,6 +50,8 @@ class DataConfig:
         column: the column that holds the text, for .jsonl, .parquet and the hub.
         tokenizer: `bpe` (trained on the training split), `bytes`, or a tokenizer.json whose tokens are byte-level.
         vocab_size: entries of the BPE, the 3 special tokens and 256 bytes among them.
+        copied: the share of training windows in which a span of 16 to 127 tokens comes again later. It changes the
+            data, for all schemes alike: 0.25 teaches a small model to look far back (harness/copying.py).
         max_bytes: stop reading the corpus after this many bytes of text; null reads all of it.
         cache: folder of prepared corpora. A hub dataset that changes upstream is not noticed: delete the folder.
     """
@@ -59,6 +62,7 @@ class DataConfig:
     column: str = "text"
     tokenizer: str = "bpe"
     vocab_size: int = 1024
+    copied: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_bytes: AtLeast1 | None = None
     cache: str = ".cache"
 
@@ -67,6 +71,8 @@ class DataConfig:
         if self.tokenizer == "bpe" and not least <= self.vocab_size <= MOST_ENTRIES:
             range_of = f"{least} or more (3 special tokens and 256 bytes) and {MOST_ENTRIES:,} or fewer"
             raise ValueError(f"data.vocab_size {self.vocab_size} must be {range_of}")
+        if self.copied and self.corpus.startswith("task:"):
+            raise ValueError(f"data.copied {self.copied:g} changes text, and {self.corpus} has none: leave it out")
 
 
 def find_source(config: DataConfig) -> tuple[str, list[str], Any]:

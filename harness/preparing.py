@@ -44,7 +44,7 @@ count_bytes = partial(tqdm, unit="B", unit_scale=True, delay=2, leave=False, dis
 def locate(config: DataConfig) -> tuple[Path, str, list[str]]:
     """The folder that a corpus has in the cache once it is prepared, and its source: see `find_source`."""
     kind, files, identity = find_source(config)
-    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("cache", "copied")}
     if config.tokenizer not in ("bpe", "bytes"):
         byte_level.load_tokenizer(config.tokenizer)  # refused here, before anything is read
         settings["tokenizer"] = digest(Path(config.tokenizer))

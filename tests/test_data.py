@@ -63,6 +63,23 @@ def windows_of_an_epoch(corpus: data.Corpus, epoch: int) -> tuple[list[int], int
     return starts, count
 
 
+def test_copied_spans_are_a_function_of_seed_and_step_and_come_again_later(corpus):
+    plain = data.Corpus(corpus.name, corpus.folder, 3, 64, 256)
+    copying = data.Corpus(corpus.name, corpus.folder, 3, 64, 256)
+    copying.copied = 0.25
+    (inputs, targets), (before, _) = copying.batch(5), plain.batch(5)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert all(torch.equal(*pair) for pair in zip((inputs, targets), copying.batch(5), strict=True))
+    changed = (inputs != before).any(dim=1)
+    assert 8 <= changed.sum() <= 24  # of 64 rows a quarter
+    for row, text in zip(inputs[changed], before[changed], strict=True):
+        places = (row != text).nonzero()[:, 0]
+        first, last = int(places[0]), int(places[-1]) + 1
+        assert last - first <= 127
+        span, earlier = row[first:last], text.unfold(0, last - first, 1)[: first - (last - first) + 1]
+        assert (earlier == span).all(dim=1).any()  # it stood before, and the text there is still there
+
+
 def test_an_epoch_reads_every_window_once_in_another_order_and_from_another_beginning(corpus):
     longer = data.Corpus(corpus.name, corpus.folder, 0, 5, 48)
     orders = []
