@@ -6,8 +6,9 @@
     python compare.py --data.corpus task:all --out runs/tasks    accuracy on tasks instead of loss on text
     python compare.py --launcher slurm --slurm.partition gpu     on a cluster, one job per run (harness/cluster.py)
 
-Takes every option of train.py. Runs are trained side by side, one per core. Finished runs are not repeated, so a
-stopped comparison continues when the same command is given again, each run from its last whole checkpoint.
+Takes every option of train.py. All schemes train side by side, and a first table and picture are there after some 100
+steps. Finished runs are not repeated, so a stopped comparison continues when the same command is given again, each run
+from its last whole checkpoint.
 """
 
 import harness.stops  # first: the rest takes seconds to import, and Ctrl-C ends even that without a traceback
@@ -28,6 +29,7 @@ import data
 import train
 from harness import devices, report
 from harness.cluster import Launcher, SlurmConfig
+from harness.early import EarlyReport
 from harness.files import write_whole
 from harness.folder import MAY_DIFFER, RunFolder, find_differences
 from harness.jobs import Job, ProcessJob, called, is_trained, own, read_lengths, run_here, run_jobs, wait_for_orphans
@@ -80,13 +82,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         before = f"; {done} finished before" if done else ""
         print(f"{len(jobs)} runs of {jobs[0].run.steps} steps ({names}), {at_once} at a time{before}", flush=True)
         print(corpus.describe(), flush=True)
+        early = EarlyReport(jobs, out)
         if launcher and waiting:
             launcher.open()
-            run_jobs([begin_job(job, corpus) for job in waiting], at_once, partial(launcher.start, work))
+            run_jobs([begin_job(job, corpus) for job in waiting], at_once, partial(launcher.start, work), early.renew)
         elif at_once == 1:
             run_here(waiting, work)
         else:
-            run_jobs(waiting, at_once, partial(ProcessJob, work))
+            run_jobs(waiting, at_once, partial(ProcessJob, work), early.renew)
         return write_report(jobs, out)
 
 
@@ -94,7 +97,7 @@ def write_report(jobs: list[Job], out: Path) -> dict[str, Any]:
     """Write and print what came out; returns the summary."""
     summary = report.summarise(jobs)
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    report.draw_curves(summary, out / "curves.png", out)
+    report.draw_curves(summary, jobs, out / "curves.png")
     if report.is_on_tasks(summary):
         report.draw_accuracies(summary, out / "accuracy.png")
     write_whole(out / "report.md", report.format_report(summary))
@@ -111,7 +114,9 @@ def make_parser() -> Parser:
     default = [name for name, scheme in SCHEMES.items() if scheme.in_comparison]
     parser.add_argument("--schemes", type=str, nargs="+", default=default, help="which to compare")
     parser.add_argument("--seeds", type=Seed, nargs="+", default=[0], help="one run per scheme and seed")
-    parser.add_argument("--jobs", type=AtLeast1 | None, default=None, help="runs at a time; one per core if not given")
+    parser.add_argument(
+        "--jobs", type=AtLeast1 | None, default=None, help="runs at a time; if not given, one per core or scheme"
+    )
     parser.add_argument(
         "--launcher", type=Literal["slurm"] | None, default=None, help="slurm: runs are jobs of a cluster"
     )
@@ -147,7 +152,8 @@ def plan_jobs(
     seeds, schemes = dict.fromkeys(asked.seeds), dict.fromkeys(asked.schemes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cluster = bool(asked.launcher)
-    at_once = min(asked.jobs or (sys.maxsize if on_cluster else cores), len(asked.schemes) * len(asked.seeds))
+    default = sys.maxsize if on_cluster else max(cores, len(schemes))  # so that all schemes advance side by side
+    at_once = min(asked.jobs or default, len(schemes) * len(seeds))
     if not on_cluster and devices.pick_device(run_config.device).type != "cpu" and asked.jobs is None:
         at_once = 1  # they share one accelerator
     share = asked.slurm.cpus if on_cluster else max(1, cores // at_once) if at_once > 1 else None

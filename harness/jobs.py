@@ -222,8 +222,13 @@ def run_here(jobs: list[Job], work: Callable[[Job], None]) -> None:
     report_failures(failed)
 
 
-def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | SubmittedJob]) -> None:
-    """Run jobs, at most `at_once` of them at a time, and show the progress of each.
+def run_jobs(
+    jobs: list[Job],
+    at_once: int,
+    start: Callable[[Job], ProcessJob | SubmittedJob],
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Run jobs, at most `at_once` of them at a time, and show the progress of each; `look` is called now and then.
 
     Raises:
         BadInput: if any job was refused, after the others have finished.
@@ -250,6 +255,7 @@ def run_jobs(jobs: list[Job], at_once: int, start: Callable[[Job], ProcessJob | 
                     bars[job].set_postfix_str("failed" if end else "done")
                     if end:
                         failed[job] = started.code, describe_end(job, started, end)
+            look()
     finally:
         for started, _ in running.values():
             started.terminate()

@@ -1,7 +1,7 @@
 """The summary of a comparison (summary.json), and the tables, sentences, pictures and report that are made from it."""
 
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal
@@ -70,6 +70,7 @@ class Summary(TypedDict):
 
 
 SWEEP, SUMMARY = TypeAdapter(Sweep), TypeAdapter(Summary)
+Curves = dict[str, dict[int, list[float]]]  # scheme -> step -> the losses of its runs
 BEST_RATES = Path(__file__).parents[1] / "results" / "learning_rate.json"
 
 
@@ -204,32 +205,49 @@ def describe_findings(summary: dict[str, Any]) -> list[str]:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(summary: dict[str, Any], path: Path, out: Path) -> None:
-    """Two panels: validation loss against steps, and loss on the same targets against context length."""
-    seeds, windows = len({run_["seed"] for run_ in summary["runs"]}), summary["config"]["run"]["eval_windows"]
+def read_curves(jobs: list[Job]) -> Curves:
+    """Validation losses by scheme and step, one of each run that has got there."""
+    curves: Curves = {}
+    for job in jobs:
+        for event in read_metrics(job.folder):
+            if event["split"] == "val" and event["loss"] is not None:
+                curves.setdefault(job.model.position, defaultdict(list))[event["step"]].append(event["loss"])
+    return curves
+
+
+def draw_learning(axis: Any, curves: Curves, windows: int) -> None:
+    """Validation loss, over so many windows, against steps: a line per scheme, with a band if there are seeds."""
+    seeds = max(len(losses) for points in curves.values() for losses in points.values()) if curves else 1
+    for scheme, points in curves.items():
+        look = SCHEMES[scheme]
+        line = Line(look.label, points, look.color, look.dash, look.marker)
+        line.draw(axis, list(points), axis.fill_between, alpha=0.15, linewidth=0)
     over = f"mean of {seeds} seeds, band: 95% t-interval" if seeds > 1 else "one seed"
+    ylabel = f"validation loss on {windows} windows, nats per token"
+    axis.set(xlabel="steps", ylabel=ylabel, title=f"Learning ({over})")
+    frame_lines(axis)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, handlelength=4)
+
+
+def draw_curves(summary: dict[str, Any], jobs: list[Job], path: Path) -> None:
+    """Two panels: validation loss against steps, and loss on the same targets against context length."""
     what, title = "the same last tokens", "Same targets, other lengths"
     if is_on_tasks(summary):
         what, title = "answers", "Other lengths"
+    curves = read_curves(jobs)
     with picture(path, 1, 2, (11, 4.8)) as ((left, right),):
         lines = []
         for scheme, runs in group_by_scheme(summary["runs"]).items():
-            steps, lengths = defaultdict(list), defaultdict(list)
+            lengths = defaultdict(list)
             for run_ in runs:
-                for event in read_metrics(out / f"{scheme}-seed{run_['seed']}"):
-                    if event["split"] == "val" and event["loss"] is not None:
-                        steps[event["step"]].append(event["loss"])
                 for length, loss in run_["loss_by_length"].items():
                     if loss is not None:
                         lengths[int(length)].append(loss)
             look = SCHEMES[scheme]
             lines.append(Line(look.label, lengths, look.color, look.dash, look.marker))
-            replace(lines[-1], points=steps).draw(left, list(steps), left.fill_between, alpha=0.15, linewidth=0)
-        ylabel = f"validation loss on {windows} windows, nats per token"
-        left.set(xlabel="steps", ylabel=ylabel, title=f"Learning ({over})")
-        frame_lines(left)
-        left.grid(alpha=0.25)
-        left.legend(fontsize=8, handlelength=4)
+        ranked = {scheme: curves.get(scheme, {}) for scheme in group_by_scheme(summary["runs"])}
+        draw_learning(left, ranked, summary["config"]["run"]["eval_windows"])
         draw_by_length(right, lines, summary["config"]["model"]["seq_len"])
         right.set(ylabel=f"loss on {what}, nats", title=title)
 

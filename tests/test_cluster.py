@@ -31,7 +31,7 @@ CLOCK = {"seconds", "tokens_per_second"}
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch) -> None:
     """tests/test_compare.py looks at them, and each costs a second."""
-    monkeypatch.setattr(compare.report, "draw_curves", lambda summary, path, out: path.touch())
+    monkeypatch.setattr(compare.report, "draw_curves", lambda summary, jobs, path: path.touch())
 
 
 @pytest.fixture

@@ -601,11 +601,18 @@ def test_more_jobs_than_runs_are_not_started(small, comparison, capsys, monkeypa
     assert "8 at a time; 8 finished before" in capsys.readouterr().out
 
 
-def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
-    """One job a core by default, and the cores shared out between jobs as threads."""
+@pytest.mark.parametrize(
+    ("cores", "schemes", "at_once", "threads"),
+    [(8, ("rope", "none"), 4, 2), (2, ("rope", "none", "alibi"), 3, 1), (1, ("rope",), 1, None)],
+    ids=["more cores than runs", "a run of every scheme at a time", "one core"],
+)
+def test_all_schemes_train_at_a_time_and_share_the_cores(
+    small, tmp_path, monkeypatch, cores, schemes, at_once, threads
+):
     seen = {}
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, *rest: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "run_here", lambda jobs, work: seen.update(jobs=jobs, at_once=1))
 
     class FarEnough(Exception):
         pass
@@ -614,10 +621,10 @@ def test_a_comparison_uses_each_core_once(small, tmp_path, monkeypatch):
         raise FarEnough
 
     monkeypatch.setattr(compare.report, "summarise", stop)
-    free = flags(small, tmp_path / "out", schemes=("rope", "none"))
+    free = flags(small, tmp_path / "out", schemes=schemes)
     free[free.index("--jobs") : free.index("--jobs") + 2] = []
     free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
     with pytest.raises(FarEnough):
         compare.main(free)
-    assert seen["at_once"] == 4
-    assert {job.run.threads for job in seen["jobs"]} == {2}
+    assert seen["at_once"] == at_once
+    assert {job.run.threads for job in seen["jobs"]} == {threads}
