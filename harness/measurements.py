@@ -66,14 +66,15 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement of one run: its loss by length, or what evaluate.py finds."""
+    """One measurement of one run: what evaluate.py finds with some options, or else what a function makes of it."""
 
     part: str  # folder of its file in results/data/
     name: str  # of its file
     run: TrainedRun
     labels: dict[str, Any]  # what distinguishes it within its part: scheme, seed, scaling, ...
-    options: tuple[str, ...] | None = None  # of evaluate.py; None for the loss by length
+    options: tuple[str, ...] | None = None  # of evaluate.py
     factors: TrainedRun | None = None  # the run whose learned factors longrope takes
+    measure: Callable[[Path], dict[str, Any]] | None = None  # of the run's folder; the loss by length if not given
 
     @property
     def file(self) -> Path:
@@ -132,7 +133,8 @@ def write_measurement(one: Measurement, mains: Mains) -> None:
     """Take one measurement, and write its file: labels, how the run was made, and what was found."""
     began = time.perf_counter()
     folder = train_if_missing(one.run, mains)
-    found = measure_losses(folder) if one.options is None else measure_by_evaluating(one, mains)
+    measure = one.measure or measure_losses
+    found = measure(folder) if one.options is None else measure_by_evaluating(one, mains)
     result = read_result(folder)
     made = {
         **one.labels,
