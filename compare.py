@@ -90,21 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             run_here(waiting, work)
         else:
             run_jobs(waiting, at_once, partial(ProcessJob, work), early.renew)
-        return write_report(jobs, out)
-
-
-def write_report(jobs: list[Job], out: Path) -> dict[str, Any]:
-    """Write and print what came out; returns the summary."""
-    summary = report.summarise(jobs)
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    report.draw_curves(summary, jobs, out / "curves.png")
-    if report.is_on_tasks(summary):
-        report.draw_accuracies(summary, out / "accuracy.png")
-    write_whole(out / "report.md", report.format_report(summary))
-    tables = [*report.format_losses(summary), "", *report.format_accuracies(summary)]
-    print("\n" + "\n".join([*tables, *report.describe_findings(summary)]))
-    print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
-    return summary
+        return report.write_report(jobs, out)
 
 
 def make_parser() -> Parser:

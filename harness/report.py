@@ -1,5 +1,6 @@
 """The summary of a comparison (summary.json), and the tables, sentences, pictures and report that are made from it."""
 
+import json
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from harness.files import write_whole
 from harness.folder import MAY_DIFFER
 from harness.jobs import FIGURES, SHARED, Job, is_trained, read_lengths
 from harness.messages import BadInput, RunFailed
@@ -263,6 +265,23 @@ def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
                 cells[scheme, int(length)] = None if None in values else mean(values)
         panels.append((task, cells))
     draw_heat_maps([panels], summary["config"]["model"]["seq_len"], path)
+
+
+# ---- the files -----------------------------------------------------------------------------------------------------
+
+
+def write_report(jobs: list[Job], out: Path) -> dict[str, Any]:
+    """Write and print what came out of a comparison; returns the summary."""
+    summary = summarise(jobs)
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    draw_curves(summary, jobs, out / "curves.png")
+    if is_on_tasks(summary):
+        draw_accuracies(summary, out / "accuracy.png")
+    write_whole(out / "report.md", format_report(summary))
+    tables = [*format_losses(summary), "", *format_accuracies(summary)]
+    print("\n" + "\n".join([*tables, *describe_findings(summary)]))
+    print(f"\nReport: {out / 'report.md'}   Picture: {out / 'curves.png'}   Figures: {out / 'summary.json'}")
+    return summary
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

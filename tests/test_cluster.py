@@ -321,7 +321,7 @@ def test_slurm_is_asked_for_every_run_at_once_with_the_threads_of_its_cpus(small
     def far_enough(jobs):
         raise Queued
 
-    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, start: seen.update(jobs=jobs, at_once=at_once))
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, *rest: seen.update(jobs=jobs, at_once=at_once))
     monkeypatch.setattr(compare.report, "summarise", far_enough)
     free = [*small]
     free[free.index("--run.threads") : free.index("--run.threads") + 2] = []
