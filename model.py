@@ -152,14 +152,12 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: flo
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The same through PyTorch's kernels, which never hold all scores. No mask: causal, by the kernel's own flag."""
-    dtype, grouped, causal = q.dtype, q.shape[1] != k.shape[1], mask is None
+    grouped, causal = q.shape[1] != k.shape[1], mask is None
     if q.shape[2] == 1:  # the last token sees every key; torch.compile takes an `if` here, but not `causal = ... > 1`
         causal = False
-    if mask is not None:  # in the wider dtype: a bias in bfloat16 could not tell far distances apart
-        wide = torch.promote_types(dtype, mask.dtype)
-        q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        mask = mask.to(wide).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): a mask of 3 dimensions is slow
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).to(dtype)
+    if mask is not None:
+        mask = mask.to(q.dtype).view(1, -1, *mask.shape[-2:])  # (1, 1 or H, Tq, Tk): of 3 dimensions it is slow
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
