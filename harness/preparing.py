@@ -85,6 +85,10 @@ def find_or_prepare(config: DataConfig, seq_len: int) -> Path:
             if folder.exists():
                 tell(f"warning: prepared corpus {folder}: {damage}; preparing it again")
             prepare(config, read_source(config, kind, files), folder)
+            if locate(config)[0] != folder:  # which has the files' sizes and times in its name
+                shutil.rmtree(folder)
+                what = "was changed while it was read: wait until nobody writes to it"
+                raise BadInput(f"--data.corpus {config.corpus!r} {what}, and start again")
         sizes = read_manifest(folder)["splits"]
         split = min(SPLITS, key=lambda name: sizes[name]["tokens"])
         if (n := sizes[split]["tokens"]) < seq_len + 1:

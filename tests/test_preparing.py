@@ -225,6 +225,23 @@ def test_a_corpus_that_is_refused_leaves_the_cache_as_it_was(tmp_path, before):
     assert sorted(tmp_path.rglob("*")) == [path for path in there if path.name != "short.txt"]
 
 
+@pytest.mark.parametrize("change", ["grown", "replaced", "gone"])
+def test_a_corpus_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path, monkeypatch, change):
+    path = tmp_path / "text.txt"
+    path.write_text(prose(2000))
+
+    def read_while_it_changes(*source):
+        yield from corpora.read_source(*source)
+        path.unlink()
+        if change != "gone":
+            path.write_text(prose(2000 + 10 * (change == "grown"), seed=1))
+
+    monkeypatch.setattr(preparing, "read_source", read_while_it_changes)
+    with pytest.raises(BadInput, match=r"text\.txt'(: no such file| was changed while it was read: wait)"):
+        load_corpus(tmp_path, str(path), tokenizer="bytes")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_prepared_corpus_stays_when_only_a_longer_window_is_refused(tmp_path, builds):
     source = write(tmp_path / "a.txt", prose(300))
     load_corpus(tmp_path, source)
