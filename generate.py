@@ -30,7 +30,7 @@ from harness.byte_level import END_OF_TEXT, encode_texts, special_id
 from harness.devices import refuse_without_compiler, why_not_compiled
 from harness.evaluation import load_corpus
 from harness.messages import BadInput, RunFailed, run_main, tell
-from harness.options import Parser
+from harness.options import Parser, is_decoded
 from harness.ranges import AtLeast1, Seed
 from harness.runs import FinishedRun, load_finished_run
 from harness.sampling import compile_for_sampling, sample_several, trial
@@ -94,7 +94,7 @@ def make_parser() -> Parser:
 
 def refuse_bad_options(asked: Any) -> None:
     """Raise BadInput for a prompt that is no text, or for compiling without a compiler."""
-    if any("\ud800" <= character <= "\udfff" for character in asked.prompt):  # how Python marks bytes it cannot decode
+    if not is_decoded(asked.prompt):
         raise BadInput(f"--prompt {asked.prompt!r} is not UTF-8: type it in a terminal that uses UTF-8")
     if asked.compile:
         refuse_without_compiler("--compile", torch.device("cpu"))

@@ -24,7 +24,7 @@ from harness.messages import run_main
 from harness.pages import Rows
 from harness.retrieval import split_rows
 from harness.runs import load_finished_run, read_result
-from harness.scoring import cut_fixed, score_targets
+from harness.scoring import cut_fixed, measure_loss_by_length, score_targets
 from harness.tables import markdown
 
 CONTEXTS = [32, 64, 128, 256]  # tokens
@@ -59,8 +59,7 @@ def measure_context(folder: Path) -> dict[str, Any]:
         sums, scored = sum(part.sum((0, 1)) for part in parts), int((targets != -100).sum())
         return sums[0].item() / scored, sums[1].item() / scored
 
-    fixed = {length: cut_fixed(corpus, "validation", length, CONTEXTS) for length in CONTEXTS}
-    losses = {n: score(*(torch.cat(part) for part in zip(*batches, strict=True)))[0] for n, batches in fixed.items()}
+    losses = measure_loss_by_length(loaded.model, corpus, "validation", CONTEXTS, device, autocast)
     made = {"loss_by_context": losses, "batch_size": loaded.settings["batch_size"]}
     made["training_seconds"] = read_result(folder)["seconds"]
     for what, rows in (("text", spans_of_text(corpus)), ("random", spans_of_random_tokens(corpus))):

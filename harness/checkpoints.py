@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from harness.messages import BadInput, tell
 from harness.opening import Damaged, parse_json, read_inside
 from harness.processes import shard_like
-from harness.ranges import AtLeast1
+from harness.ranges import AtLeast1, Count
 from model import Transformer
 
 
@@ -25,9 +25,9 @@ class State(TypedDict):
     """How far a run got, as harness/run.py's `begin` makes it. Nothing else: all of it goes into result.json."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     steps: AtLeast1
-    skipped: NotRequired[Annotated[int, Field(ge=0)]]
+    skipped: NotRequired[Count]
     batches_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     seconds: float
     looked: NotRequired[float]
@@ -47,7 +47,7 @@ class Best(TypedDict):
     """The evaluation with the lowest loss so far."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     loss: float
 
 
@@ -61,7 +61,7 @@ class Sum(TypedDict):
 class Manifest(TypedDict):
     """What manifest.json says of a checkpoint."""
 
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     files: dict[Literal["model.safetensors", "optimizer.pt", "config.yaml"], Sum]
     sha256: str
 

@@ -14,15 +14,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
 from harness.byte_level import MOST_ENTRIES, SPECIAL_TOKENS
 from harness.messages import BadInput, nearest
-from harness.ranges import STRICT, AtLeast1
+from harness.ranges import STRICT, AtLeast1, Share
 
 # The Hugging Face libraries read these when they are imported, which happens only when a corpus has to be prepared.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -62,7 +61,7 @@ class DataConfig:
     column: str = "text"
     tokenizer: str = "bpe"
     vocab_size: int = 1024
-    copied: Annotated[float, Field(ge=0, le=1)] = 0.0
+    copied: Share = 0.0
     max_bytes: AtLeast1 | None = None
     cache: str = ".cache"
 
@@ -215,7 +214,7 @@ def read_code() -> Iterator[dict[str, Any]]:
     Raises:
         BadInput: if the files are not those that were published.
     """
-    package = Path(next(iter(importlib.util.find_spec("sympy").submodule_search_locations)))
+    package = Path(importlib.util.find_spec("sympy").submodule_search_locations[0])
     paths = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
     paths = {name: path for name, path in paths.items() if "tests/" not in name and path.stat().st_size >= 2000}
     texts, whole = {}, hashlib.sha256()

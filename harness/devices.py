@@ -81,9 +81,7 @@ def count_parameters(shape: ModelConfig, device: str = "meta") -> int:
 def refuse_too_large(
     shape: ModelConfig, batch_size: int, rows: int, device: torch.device, shards: int, jobs: int = 1
 ) -> None:
-    """Raise BadInput, before anything is allocated, for a run that needs more memory than the device has at all.
-
-    Of `jobs` such runs at a time, all together must fit.
+    """Raise BadInput, before anything is allocated, if so many jobs of a kind need more memory than the device has.
 
     Only what no implementation can avoid is counted, at 4 bytes a number: the weights, their gradients and AdamW's two
     means; the batch's token ids (inputs and targets, 8 bytes each); and, for the `rows` that go through the model at

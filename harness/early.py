@@ -15,7 +15,7 @@ from harness.pictures import picture
 from harness.report import Curves, draw_learning, read_curves
 from harness.tables import format_mean, markdown
 
-EVERY = 20.0  # seconds between two looks
+EVERY = 20.0  # seconds between two looks, at least
 COLUMNS = 8  # of a table, at most: the newest step, and of the others those that halve
 
 
@@ -23,18 +23,24 @@ class EarlyReport:
     """Writes report.md and curves.png anew whenever every scheme has got to another evaluation."""
 
     def __init__(self, jobs: list[Job], out: Path) -> None:
-        self.jobs, self.out, self.looked, self.step, self.said = jobs, out, 0.0, 0, 0
+        self.jobs, self.out = jobs, out
+        self.next, self.seen, self.said = 0.0, 0, 0  # when to look again, losses that are shown, step that was said
 
     def renew(self) -> None:
-        """Look whether there is something new, at most every `EVERY` seconds; say the losses each time steps double."""
-        if time.monotonic() < self.looked + EVERY:
-            return
-        self.looked = time.monotonic()
+        """Look from time to time whether there is something new; say the losses each time steps have doubled."""
+        began = time.monotonic()
+        if began >= self.next:
+            self.look()
+            took = time.monotonic() - began  # logs become long: looking takes 2% of the time of a core at most
+            self.next = began + max(EVERY, 50 * took)
+
+    def look(self) -> None:
+        """Renew the page and the picture, if there are new losses to show."""
         curves = read_shared(self.jobs)
         seen = sum(len(losses) for points in curves.values() for losses in points.values())
-        if not curves or seen == self.step:
+        if seen == self.seen:
             return
-        self.step = seen
+        self.seen = seen
         with picture(self.out / "curves.png", 1, 1, (6.5, 4.8)) as ((axis,),):
             draw_learning(axis, curves, self.jobs[0].run.eval_windows)
         write_whole(self.out / "report.md", format_early(curves, self.jobs[0].run.steps))

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import TextIO
 
 from harness.messages import BadInput
 
@@ -57,6 +58,12 @@ def write_folder_whole(path: Path, files: dict[str, bytes]) -> None:
         flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_new(path: Path) -> TextIO:
+    """Open a log in place of what is there: a link is not written through, and a FIFO not waited for."""
+    path.unlink(missing_ok=True)
+    return open(path, "x", encoding="utf-8")
 
 
 def remove(path: Path) -> None:

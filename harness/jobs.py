@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from harness import runs
 from harness.cluster import SubmittedJob
 from harness.corpora import DataConfig
+from harness.files import open_new
 from harness.messages import BadInput, RunFailed, run_main
 from harness.opening import Damaged
 from harness.plugins import LOADED
@@ -191,10 +192,9 @@ class ProcessJob(SpawnProcess):
         """Do the work, with all output in the log file."""
         threading.Thread(target=end_with_parent, daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; compare.py passes it on
-        self.log.unlink(missing_ok=True)  # a link must not be written through
-        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        with open_new(self.log) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         sys.argv = [NAME]
         run_main(lambda argv: self.work(self.job))
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from harness import devices
 from harness.evaluation import load_corpus
-from harness.files import write_whole
+from harness.files import open_new, write_whole
 from harness.messages import BadInput, RunFailed
 from harness.opening import read_inside
 from harness.options import Parser
@@ -155,7 +155,7 @@ def write_in_process(one: Measurement, mains: Mains) -> None:
     torch.set_num_threads(1)
     RUNS.mkdir(parents=True, exist_ok=True)
     log = RUNS / f"{one.part}-{one.name}.log"
-    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with open_new(log) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             write_measurement(one, mains)
         except (BadInput, RunFailed) as error:

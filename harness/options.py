@@ -111,6 +111,11 @@ def refuse_section(name: str, value: Any) -> NoReturn:
     raise BadInput(f"--{name} {value} is no option's value: give options, --{name}.NAME VALUE")
 
 
+def is_decoded(text: str) -> bool:
+    """Whether a text was UTF-8; bytes that were not stand in it as lone surrogates, as Python marks them."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def can_be_a_name(text: str) -> bool:
     """Whether the operating system can take a text as the name of a file; not so a NUL, or half a character."""
     try:

@@ -267,7 +267,7 @@ def draw_accuracies(summary: dict[str, Any], path: Path) -> None:
     draw_heat_maps([panels], summary["config"]["model"]["seq_len"], path)
 
 
-# ---- the files -----------------------------------------------------------------------------------------------------
+# ---- the files -------------------------------------------------------------------------------------------------------
 
 
 def write_report(jobs: list[Job], out: Path) -> dict[str, Any]:

@@ -90,9 +90,10 @@ class Run:
         return device, *devices.pick_precision(config.precision, device)
 
     def complete_model_config(self, corpus: Corpus | TaskCorpus, jobs: int = 1) -> ModelConfig:
-        """The config of the model with the vocabulary of the corpus. Raises BadInput if memory cannot hold it.
+        """The config of the model with the vocabulary of the corpus.
 
-        Nor if it cannot hold as many runs as there are `jobs` at a time.
+        Raises:
+            BadInput: if memory cannot hold so many `jobs` of this kind at a time.
         """
         if self.old:
             refuse_other_tokenizer(self.old, corpus.tokenizer)

@@ -14,15 +14,14 @@ from pydantic.dataclasses import dataclass
 
 from data import Corpus, DataConfig
 from harness.messages import BadInput
-from harness.options import ConfigFile, Parser
+from harness.options import ConfigFile, Parser, is_decoded
 from harness.plugins import load_plugins
-from harness.ranges import STRICT, Above0, AtLeast1, Seed
+from harness.ranges import STRICT, Above0, AtLeast1, Seed, Share
 from harness.tuning import defaults_from, load_start, name_tuned_run, refuse_other_shape
 from model import ModelConfig
 from positions import SCHEMES
 
 NAME_BYTES = 255  # of a file's or folder's name, on all common file systems
-Share = Annotated[float, Field(ge=0, le=1)]
 ESSENTIAL = {  # what `--help` shows
     *("data.corpus", "data.tokenizer", "data.vocab_size", "model.position", "model.d_model", "model.n_layer"),
     *("model.n_head", "model.seq_len", "model.rope.scaling", "model.rope.factor", "run.out", "run.name", "run.seed"),
@@ -189,7 +188,7 @@ def refuse_undecodable(sections: dict[str, Any]) -> None:
     """Raise BadInput for a text that is not UTF-8, a path say: config.yaml could not be read again."""
     for section, options in sections.items():
         for name, value in vars(options).items():
-            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            if isinstance(value, str) and not is_decoded(value):
                 raise BadInput(f"--{section}.{name} {value!r} is not UTF-8: name another")
 
 

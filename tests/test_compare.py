@@ -611,7 +611,11 @@ def test_all_schemes_train_at_a_time_and_share_the_cores(
 ):
     seen = {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(compare, "run_jobs", lambda jobs, at_once, *rest: seen.update(jobs=jobs, at_once=at_once))
+
+    def run_jobs(jobs, at_once, start, look):
+        seen.update(jobs=jobs, at_once=at_once, looks=look.__self__)
+
+    monkeypatch.setattr(compare, "run_jobs", run_jobs)
     monkeypatch.setattr(compare, "run_here", lambda jobs, work: seen.update(jobs=jobs, at_once=1))
 
     class FarEnough(Exception):
@@ -627,4 +631,5 @@ def test_all_schemes_train_at_a_time_and_share_the_cores(
     with pytest.raises(FarEnough):
         compare.main(free)
     assert seen["at_once"] == at_once
+    assert at_once == 1 or (seen["looks"].jobs, seen["looks"].out) == (seen["jobs"], tmp_path / "out")
     assert {job.run.threads for job in seen["jobs"]} == {threads}

@@ -1,5 +1,7 @@
 """python -m pytest tests/test_data.py"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,9 +66,9 @@ def windows_of_an_epoch(corpus: data.Corpus, epoch: int) -> tuple[list[int], int
 
 
 def test_copied_spans_are_a_function_of_seed_and_step_and_come_again_later(corpus):
-    plain = data.Corpus(corpus.name, corpus.folder, 3, 64, 256)
-    copying = data.Corpus(corpus.name, corpus.folder, 3, 64, 256)
-    copying.copied = 0.25
+    asked = data.DataConfig(corpus.name, vocab_size=300, cache=str(corpus.folder.parent))
+    plain, copying = (data.load(replace(asked, copied=share), 3, 64, 256) for share in (0.0, 0.25))
+    assert plain.folder == copying.folder  # the text is prepared once
     (inputs, targets), (before, _) = copying.batch(5), plain.batch(5)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert all(torch.equal(*pair) for pair in zip((inputs, targets), copying.batch(5), strict=True))

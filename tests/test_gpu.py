@@ -138,7 +138,8 @@ def test_tests_that_need_a_card_are_counted_and_those_that_fail_named(tmp_path):
 def test_what_pytest_reports_is_counted(report, counts, monkeypatch):
     def run(command, **_):
         if report:
-            Path(command[-1].removeprefix("--junitxml=")).write_text(report)
+            (asked,) = (word for word in command if word.startswith("--junitxml="))
+            Path(asked.removeprefix("--junitxml=")).write_text(report)
         return subprocess.CompletedProcess(command, 1, "", "No module named pytest\n")
 
     monkeypatch.setattr(gpu.subprocess, "run", run)

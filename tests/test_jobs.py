@@ -74,7 +74,7 @@ REFUSED = "--run.out a cannot be written (Is a directory): name a folder that ca
     ids=["refused", "refused after a warning", "failed", "killed", "one of each", "refused twice"],
 )
 def test_what_jobs_report_decides_the_code_of_the_comparison_and_its_line(tmp_path, ends, error, said):
-    made = {}
+    made, looks = {}, []
     for i, (code, text) in enumerate(ends):
         job = jobs.Job([16], data.DataConfig(), ModelConfig(), train.RunConfig(out=str(tmp_path), name=f"run{i}"))
         made[job] = Fake(
@@ -82,7 +82,8 @@ def test_what_jobs_report_decides_the_code_of_the_comparison_and_its_line(tmp_pa
         )  # the last is first
         made[job].log.write_text(text + "\n")
     with pytest.raises(error) as failed:
-        jobs.run_jobs(list(made), 2, made.__getitem__)
+        jobs.run_jobs(list(made), 2, made.__getitem__, lambda: looks.append(1))
+    assert len(looks) >= 1
     assert str(failed.value) == said.replace(" * ", " ended with code 3: the loss is ").format(
         log=tmp_path / "run0.log"
     )

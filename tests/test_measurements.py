@@ -14,7 +14,7 @@ from harness import measurements, pages
 from harness.measurements import Measurement, TrainedRun
 from harness.messages import BadInput, RunFailed
 
-EXPERIMENTS = ("lengths", "scalings", "retrieval", "bases")
+EXPERIMENTS = ("lengths", "scalings", "retrieval", "bases", "recipe")
 ALL = [one for name in EXPERIMENTS for one in import_module(f"experiments.{name}").list_measurements()]
 
 

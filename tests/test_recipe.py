@@ -3,10 +3,21 @@
 .venv/bin/python -m pytest tests/test_recipe.py
 """
 
+import json
+from dataclasses import replace
+
+import pytest
 import torch
 from texts import load_corpus, prose
+from torch.nn import functional as F
 
+import evaluate
+import train
 from experiments import recipe
+from harness import measurements
+from harness.evaluation import load_corpus as load_corpus_of
+from harness.measurements import TrainedRun
+from harness.runs import load_finished_run
 
 
 def test_spans_come_again_and_only_their_second_occurrence_can_be_copied(tmp_path):
@@ -18,6 +29,22 @@ def test_spans_come_again_and_only_their_second_occurrence_can_be_copied(tmp_pat
         assert torch.equal(span, again)
         assert not torch.equal(span, first)
         assert not torch.equal(span, between)
+
+
+def test_spans_are_scored_where_they_come_first_and_again(small, tmp_path, monkeypatch):
+    for name, value in {"CONTEXTS": [2, 4, 8, 16], "SPAN": 4, "COMMON": (*small, "--model.position", "rope")}.items():
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(measurements, "DATA", tmp_path / "data")
+    monkeypatch.setattr(measurements, "RUNS", tmp_path / "runs")
+    one = recipe.list_measurements()[0]
+    measurements.write_measurement(replace(one, run=TrainedRun("tiny", recipe.COMMON)), (train.main, evaluate.main))
+    made = json.loads(one.file.read_text())
+    assert list(made["loss_by_context"]) == ["2", "4", "8", "16"]
+    loaded = load_finished_run(tmp_path / "runs" / "tiny")
+    rows = recipe.spans_of_text(load_corpus_of(loaded))
+    loss = F.cross_entropy(loaded.model(rows[:, :-1]).transpose(1, 2), rows[:, 1:], reduction="none")  # (N, 15)
+    assert made["text_first"] == pytest.approx(loss[:, 4:7].mean().item(), abs=1e-5)  # targets 5 to 7 of the rows
+    assert made["text_again"] == pytest.approx(loss[:, 12:15].mean().item(), abs=1e-5)
 
 
 def test_the_table_has_the_largest_gain_first(monkeypatch):
